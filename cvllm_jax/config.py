@@ -1,0 +1,258 @@
+"""What an engine is built from: model, device, memory and batching limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cvllm_jax.errors import ConfigError
+
+__all__ = ["DType", "Device", "EngineConfig", "EngineConfigBuilder", "Progress", "QuantizationConfig"]
+
+#: Called as ``progress(stage, done, total)`` while something long runs; ``total`` may be 0 (unknown).
+type Progress = Callable[[str, int, int], None]
+
+
+class DType(enum.Enum):
+    """Type of weights, activations and KV cache."""
+
+    AUTO = "auto"  # bf16 where the hardware multiplies it natively, else f32
+    BF16 = "bf16"
+    F16 = "f16"
+    F32 = "f32"
+    FP16 = "f16"
+    FP32 = "f32"
+
+    @classmethod
+    def parse(cls, text: str) -> DType:
+        """``"bf16"``, ``"bfloat16"``, ``"float32"`` ... to a member."""
+        names = {
+            "auto": cls.AUTO, "bf16": cls.BF16, "bfloat16": cls.BF16, "f16": cls.F16, "fp16": cls.F16,
+            "float16": cls.F16, "f32": cls.F32, "fp32": cls.F32, "float32": cls.F32,
+        }  # fmt: skip
+        try:
+            return names[text.lower()]
+        except KeyError:
+            raise ConfigError(f"unknown dtype {text!r}; choose auto, bf16, f16 or f32", param="dtype") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the model runs: ``Device.cpu()``, ``Device.cuda(0)``, ``Device.metal(0)``."""
+
+    kind: str
+    index: int = 0
+
+    @staticmethod
+    def cpu() -> Device:
+        return Device("cpu")
+
+    @staticmethod
+    def cuda(index: int = 0) -> Device:
+        """NVIDIA GPU number ``index``; needs the ``cuda`` extra."""
+        return Device("cuda", index)
+
+    @staticmethod
+    def metal(index: int = 0) -> Device:
+        """Apple GPU; needs jax-mps."""
+        return Device("metal", index)
+
+    @staticmethod
+    def best_available() -> Device:
+        """The first GPU that JAX sees, else the CPU. Initialises JAX's backends."""
+        import jax
+
+        return {"gpu": Device.cuda(0), "metal": Device.metal(0), "mps": Device.metal(0)}.get(
+            jax.default_backend(), Device.cpu()
+        )
+
+    @staticmethod
+    def parse(text: str) -> Device:
+        """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"`` or ``"best"``."""
+        if text in ("best", "auto"):
+            return Device.best_available()
+        match = re.fullmatch(r"(cpu|cuda|metal)(?::(\d{1,4}))?", text.lower())
+        if match is None:
+            raise ConfigError(
+                f"unknown device {text!r}; choose cpu, cuda, cuda:INDEX, metal or best", param="device"
+            )
+        return Device(match[1], int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationConfig:
+    """How weights are quantised while they are loaded.
+
+    ``method`` is ``"int8"``, ``"int4"`` or ``"fp8"``; ``group_size`` is the number of input
+    channels that share a scale, None for one scale a row. No method is implemented yet: an
+    engine refuses a configuration that carries one.
+    """
+
+    method: str = "int8"
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ("int8", "int4", "fp8"):
+            raise ConfigError(
+                f"unknown quantization method {self.method!r}; choose int8, int4 or fp8", param="quantization"
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise ConfigError(f"group_size must be positive, not {self.group_size}", param="quantization")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything an engine needs to know before it loads a model.
+
+    A value that cannot be honoured is refused with a ConfigError, here where it shows at once,
+    or when the engine is built where the model or the device decides; nothing is clamped.
+    """
+
+    model_path: str
+    """Path of a GGUF file or a Hugging Face folder, or a hub id such as ``org/name``."""
+    device: Device | None = None
+    """None: the best device that is available."""
+    max_batch_size: int = 16
+    """Sequences that decode together; more wait in the queue."""
+    max_sequence_length: int | None = None
+    """Prompt and answer together, in tokens. None: the model's context, as far as the page pool holds it."""
+    kv_cache_memory: int | None = None
+    """Bytes for the KV cache. None: chosen from free memory (`doctor` says how much)."""
+    dtype: DType = DType.AUTO
+    quantization: QuantizationConfig | None = None
+    enable_cuda_graph: bool = True
+    """Let XLA record a step as a CUDA graph. Only NVIDIA GPUs have them; elsewhere there is nothing to turn off."""
+    enable_chunked_prefill: bool = True
+    """Split long prompts over several steps so that running answers go on; else a prompt is prefilled in one go."""
+    prefill_chunk_size: int = 512
+    """Prompt tokens of one step, over all sequences."""
+    enable_prefix_caching: bool = True
+    """Keep the pages of finished requests and reuse them for prompts that begin alike."""
+    page_size: int = 16
+    """Tokens in one page of the KV cache."""
+    max_queue_size: int = 1024
+    """Requests that may wait for a place; one more is refused."""
+    warmup: bool = True
+    """Compile every step before the first request. Without it steps compile when first needed."""
+    compilation_cache: bool = True
+    """Keep compiled steps on disk, so that the next start is fast."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    progress: Progress | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_path, str | Path) or not str(self.model_path):
+            raise ConfigError("model_path is required: a GGUF file, a model folder or a hub id", param="model_path")
+        object.__setattr__(self, "model_path", str(self.model_path))
+        if isinstance(self.device, str):
+            object.__setattr__(self, "device", Device.parse(self.device))
+        if isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", DType.parse(self.dtype))
+        for name in ("max_batch_size", "prefill_chunk_size", "page_size", "max_queue_size"):
+            _require_positive(name, getattr(self, name))
+        for name in ("max_sequence_length", "kv_cache_memory"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        if self.page_size & (self.page_size - 1) or self.page_size > 256:
+            raise ConfigError(f"page_size must be a power of two up to 256, not {self.page_size}", param="page_size")
+        if self.max_batch_size > 1024:
+            raise ConfigError(f"max_batch_size is limited to 1024, not {self.max_batch_size}", param="max_batch_size")
+
+    @classmethod
+    def builder(cls) -> EngineConfigBuilder:
+        return EngineConfigBuilder()
+
+    @classmethod
+    def from_model_path(cls, path: str | Path) -> Self:
+        """The default configuration for one model."""
+        return cls(model_path=str(path))
+
+
+class ConfigSettings:
+    """One chainable method for each field of :class:`EngineConfig`, with the field's name."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def _set(self, name: str, value: Any) -> Self:
+        self._values[name] = value
+        return self
+
+    def model_path(self, path: str | Path) -> Self:
+        return self._set("model_path", path)
+
+    def device(self, device: Device) -> Self:
+        return self._set("device", device)
+
+    def max_batch_size(self, sequences: int) -> Self:
+        return self._set("max_batch_size", sequences)
+
+    def max_sequence_length(self, tokens: int) -> Self:
+        return self._set("max_sequence_length", tokens)
+
+    def kv_cache_memory(self, size_bytes: int) -> Self:
+        return self._set("kv_cache_memory", size_bytes)
+
+    def dtype(self, dtype: DType) -> Self:
+        return self._set("dtype", dtype)
+
+    def quantization(self, quantization: QuantizationConfig | None) -> Self:
+        return self._set("quantization", quantization)
+
+    def enable_cuda_graph(self, enable: bool) -> Self:
+        return self._set("enable_cuda_graph", enable)
+
+    def enable_chunked_prefill(self, enable: bool) -> Self:
+        return self._set("enable_chunked_prefill", enable)
+
+    def prefill_chunk_size(self, tokens: int) -> Self:
+        return self._set("prefill_chunk_size", tokens)
+
+    def enable_prefix_caching(self, enable: bool) -> Self:
+        return self._set("enable_prefix_caching", enable)
+
+    def page_size(self, tokens: int) -> Self:
+        return self._set("page_size", tokens)
+
+    def max_queue_size(self, requests: int) -> Self:
+        return self._set("max_queue_size", requests)
+
+    def warmup(self, enable: bool) -> Self:
+        return self._set("warmup", enable)
+
+    def compilation_cache(self, enable: bool) -> Self:
+        return self._set("compilation_cache", enable)
+
+    def revision(self, revision: str | None) -> Self:
+        return self._set("revision", revision)
+
+    def progress(self, callback: Progress | None) -> Self:
+        return self._set("progress", callback)
+
+    def config(self) -> EngineConfig:
+        """The configuration collected so far, checked."""
+        if "model_path" not in self._values:
+            raise ConfigError("model_path is required: a GGUF file, a model folder or a hub id", param="model_path")
+        return EngineConfig(**self._values)
+
+
+class EngineConfigBuilder(ConfigSettings):
+    """``EngineConfig.builder().model_path(p).dtype(DType.BF16).build()``."""
+
+    def build(self) -> EngineConfig:
+        return self.config()
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, not {value!r}", param=name)
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}", param=name)

@@ -1,0 +1,329 @@
+"""What goes into a generation and what comes out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from cvllm_jax.errors import GenerationError
+
+__all__ = [
+    "EngineStats",
+    "FinishReason",
+    "GenerationOutput",
+    "GenerationParams",
+    "GenerationStats",
+    "InferenceRequest",
+    "ModelInfo",
+    "RequestHandle",
+    "RequestUpdate",
+    "TokenUpdate",
+    "TopLogprob",
+]
+
+MAX_TOP_LOGPROBS = 20
+
+
+class _DefaultMaxTokens(int):
+    """The default limit, told apart from the same number given by hand: it gives way where it does not fit."""
+
+
+DEFAULT_MAX_TOKENS = _DefaultMaxTokens(256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationParams:
+    """How tokens are chosen and when generation ends. Defaults are those of the API's specification."""
+
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
+    """Tokens to generate at most. An explicit number must fit the context; the default 256 gives way
+    to a shorter rest of the context; None generates to the end of the context."""
+    temperature: float = 1.0
+    """0 chooses the most likely token (greedy)."""
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    """Drop tokens less likely than this fraction of the most likely one."""
+    repetition_penalty: float = 1.0
+    """Divides (or multiplies, below zero) the logits of tokens in the prompt or the answer (CTRL, arXiv 1909.05858)."""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop_sequences: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    """Neither an end token nor a stop token is chosen before this many tokens."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    logprobs: bool = False
+    """Return the log probability of each chosen token, of the raw distribution."""
+    top_logprobs: int = 0
+    """Return this many most likely alternatives a position (at most 20); needs ``logprobs``."""
+    seed: int | None = None
+    """Any integer of 64 bits, signed or not. The same request with the same seed draws the same tokens."""
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0.0, math.inf)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if self.top_k is not None:
+            _integer("top_k", self.top_k, 1, 2**31 - 1)
+        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.max_tokens_is_explicit and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise GenerationError(
+                f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens})", param="min_tokens"
+            )
+        _integer("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.top_logprobs and not self.logprobs:
+            raise GenerationError("top_logprobs needs logprobs=True", param="top_logprobs")
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        for name in ("ignore_eos", "logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise GenerationError(f"{name} must be true or false, not {getattr(self, name)!r}", param=name)
+        if isinstance(self.stop_sequences, str):
+            raise GenerationError("stop_sequences must be a list of strings, not one string", param="stop_sequences")
+        for stop in self.stop_sequences:
+            if not isinstance(stop, str) or not stop:
+                raise GenerationError(
+                    f"each stop sequence must be a non-empty string, not {stop!r}", param="stop_sequences"
+                )
+        for token in self.stop_token_ids:
+            _integer("stop_token_ids", token, 0, 2**31 - 1)
+        for token, bias in self.logit_bias.items():
+            _integer("logit_bias", token, 0, 2**31 - 1)
+            _number("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def max_tokens_is_explicit(self) -> bool:
+        """Whether the caller chose the limit; the default one gives way to a shorter context."""
+        return self.max_tokens is not None and not isinstance(self.max_tokens, _DefaultMaxTokens)
+
+
+class FinishReason:
+    """Why a generation ended: ``Stop``, ``Length``, ``StopSequence(text)``, ``Cancelled`` or ``Error(message)``.
+
+    The plain kinds are values, the others classes, so that both work in ``match``::
+
+        match output.finish_reason:
+            case FinishReason.Stop: ...
+            case FinishReason.StopSequence(text): ...
+    """
+
+    __slots__ = ()
+    name: str
+
+    Stop: ClassVar[FinishReason]
+    Length: ClassVar[FinishReason]
+    Cancelled: ClassVar[FinishReason]
+    StopSequence: ClassVar[type[_StopSequence]]
+    Error: ClassVar[type[_FinishError]]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Plain(FinishReason):
+    name: str
+
+    def __repr__(self) -> str:
+        return f"FinishReason.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _StopSequence(FinishReason):
+    value: str
+    name: ClassVar[str] = "StopSequence"
+
+    def __repr__(self) -> str:
+        return f"FinishReason.StopSequence({self.value!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class _FinishError(FinishReason):
+    message: str
+    name: ClassVar[str] = "Error"
+
+    def __repr__(self) -> str:
+        return f"FinishReason.Error({self.message!r})"
+
+
+FinishReason.Stop = _Plain("Stop")
+FinishReason.Length = _Plain("Length")
+FinishReason.Cancelled = _Plain("Cancelled")
+FinishReason.StopSequence = _StopSequence
+FinishReason.Error = _FinishError
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHandle:
+    """Names one request of one engine."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRequest:
+    """A prompt (token ids) with its parameters, for :meth:`InferenceEngine.add_request`."""
+
+    prompt: Sequence[int]
+    params: GenerationParams = field(default_factory=GenerationParams)
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One likely token at a position and its log probability."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationStats:
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    total_time_ms: int = 0
+    """From the request's arrival to its last token."""
+    tokens_per_second: float = 0.0
+    """Generated tokens over the total time."""
+    time_to_first_token_ms: int | None = None
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were already in the prefix cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOutput:
+    """A finished generation."""
+
+    tokens: list[int]
+    """Every generated token, those of a stop string included; end tokens are not."""
+    text: str
+    """The answer, ending before a stop string."""
+    finish_reason: FinishReason
+    logprobs: list[float] | None = None
+    """Natural log probability of each token in the raw distribution, if asked for."""
+    top_logprobs: list[list[TopLogprob]] | None = None
+    stats: GenerationStats = field(default_factory=GenerationStats)
+    handle: RequestHandle | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.stats.cached_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUpdate:
+    """One token of a stream.
+
+    ``text`` is what became printable with it: empty while a character is incomplete or a stop string
+    may be beginning. The last update of a stream may carry held-back text with ``token`` None.
+    """
+
+    token: int | None
+    text: str
+    logprob: float | None = None
+    top_logprobs: list[TopLogprob] | None = None
+
+
+class RequestUpdate:
+    """What :meth:`InferenceEngine.step` reports: ``Token``, ``Completed`` or ``Failed``, each with ``handle``."""
+
+    __slots__ = ()
+
+    Token: ClassVar[type[_TokenUpdate]]
+    Completed: ClassVar[type[_Completed]]
+    Failed: ClassVar[type[_Failed]]
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenUpdate(RequestUpdate):
+    token: int | None
+    text: str
+    logprob: float | None
+    handle: RequestHandle
+    top_logprobs: list[TopLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Completed(RequestUpdate):
+    output: GenerationOutput
+    handle: RequestHandle
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed(RequestUpdate):
+    error: Exception
+    output: GenerationOutput
+    handle: RequestHandle
+
+
+RequestUpdate.Token = _TokenUpdate
+RequestUpdate.Completed = _Completed
+RequestUpdate.Failed = _Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What was loaded."""
+
+    name: str
+    architecture: str
+    parameters: int
+    """Number of weights."""
+    vocab_size: int
+    context_length: int
+    """What the model was made for, in tokens."""
+    max_sequence_length: int
+    """What this engine accepts, prompt and answer together."""
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    dtype: str
+    quantization: str | None
+    device: str
+    eos_token_ids: tuple[int, ...]
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling settings that the model's own files recommend (generation_config.json)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of an engine's state and counters."""
+
+    running: int
+    waiting: int
+    pages_total: int
+    pages_free: int
+    """Pages that can be had at once: unused ones and cached ones that nobody holds."""
+    pages_cached: int
+    requests_completed: int
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+    """Prompt tokens served from the prefix cache since the start."""
+    preemptions: int
+    steps: int
+    compilations: int
+    """Programs compiled or loaded since the start; constant after warm-up."""
+
+
+def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise GenerationError(f"{name} must be a number, not {value!r}", param=name)
+    if math.isnan(value) or value > high or value < low or (open_low and value == low) or math.isinf(value):
+        interval = f"{'above' if open_low else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+        raise GenerationError(f"{name} must be {interval}, not {value}", param=name)
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise GenerationError(f"{name} must be a whole number, not {value!r}", param=name)
+    if not low <= value <= high:
+        raise GenerationError(f"{name} must be from {low} to {high}, not {value}", param=name)
