@@ -23,6 +23,7 @@ __all__ = [
     "McpToolExecutionError",
     "ModelLoadError",
     "OtherError",
+    "QueueFullError",
     "TokenizationError",
 ]
 
@@ -72,6 +73,10 @@ class GenerationError(Error):
     """A request that cannot be run as asked, or that failed while running."""
 
     kind = "Generation"
+
+
+class QueueFullError(GenerationError):
+    """The engine's queue is full; the same request may be accepted later."""
 
 
 class DeviceError(Error):
