@@ -1,0 +1,141 @@
+"""Reading GGUF files (versions 2 and 3, little-endian).
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is mapped; our own parser
+reads its header, and ``gguf.quants`` turns quantised blocks into numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ml_dtypes
+import numpy as np
+
+from cvllm_jax.checkpoints.gguf_header import MAGIC, GgufTensor, HeaderReader, require_gguf
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["GgufFile", "GgufTensor"]
+
+# One call of gguf.quants handles this many numbers: its temporaries then stay in the processor's cache.
+_DEQUANTIZE_NUMBERS = 1 << 16
+
+
+class GgufFile:
+    """A mapped GGUF file.
+
+    Raises:
+        ModelLoadError: the file is absent, truncated, inconsistent, or of a kind that is not supported.
+    """
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    """Key to value: int, float, bool, str, or a list of one of these."""
+    tensors: Mapping[str, GgufTensor]
+    """By name, in the file's order."""
+    data_start: int
+    """Where tensor data begins, in bytes from the start of the file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._map = _map_file(self.path)
+        self._bytes = np.frombuffer(self._map, dtype=np.uint8)
+        try:
+            header = HeaderReader(self.path, self._map)
+            self.version = header.version
+            self.metadata = header.metadata()
+            self.tensors = header.tensors(self.metadata)
+            self.data_start = header.data_start
+        except ModelLoadError:
+            self.close()
+            raise
+
+    def header_digest(self) -> str:
+        """SHA-256 of everything before the tensor data."""
+        return hashlib.sha256(memoryview(self._map)[: self.data_start]).hexdigest()
+
+    def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> np.ndarray:
+        """Rows of a tensor as float32 ``[rows, in]``.
+
+        All dimensions but the last count as rows; a one-dimensional tensor is one row. Unquantised
+        float32 comes as a read-only view of the file.
+
+        Raises:
+            ModelLoadError: ``gguf.quants`` cannot dequantise the tensor's type.
+        """
+        tensor = self.tensors[name]
+        stop_row = tensor.rows if stop_row is None else stop_row
+        if not 0 <= start_row <= stop_row <= tensor.rows:
+            raise IndexError(f"rows {start_row} to {stop_row} of {name}, which has {tensor.rows}")
+        columns, row_bytes = tensor.shape[-1], tensor.nbytes // max(tensor.rows, 1)
+        first = tensor.offset + start_row * row_bytes
+        data = self._bytes[first : first + (stop_row - start_row) * row_bytes]
+        shape = (stop_row - start_row, columns)
+        match tensor.type.name:
+            case "F32":
+                return data.view("<f4").reshape(shape)
+            case "F16":
+                return data.view("<f2").astype(np.float32).reshape(shape)
+            case "BF16":
+                return data.view(ml_dtypes.bfloat16).astype(np.float32).reshape(shape)
+        return _dequantize(data, tensor.type).reshape(shape)
+
+    def close(self) -> None:
+        """Let the file go; arrays that still view it keep the mapping alive until they are gone."""
+        self._bytes = np.empty(0, np.uint8)
+        try:
+            self._map.close()
+        except BufferError:
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        # O_NONBLOCK: opening a named pipe must fail below instead of waiting for a writer
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise ModelLoadError(f"cannot open {path}: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelLoadError(f"{path} is not a regular file")
+        if status.st_size < len(MAGIC) + 4 + 16:
+            raise ModelLoadError(f"{path} is not a GGUF file: it has only {status.st_size} bytes")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ModelLoadError(f"cannot map {path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _dequantize(data: np.ndarray, kind: Any) -> np.ndarray:
+    """Quantised blocks to a flat float32 array."""
+    gguf = require_gguf()
+    block_numbers, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    step = _DEQUANTIZE_NUMBERS // block_numbers * block_bytes
+    out = np.empty(data.size // block_bytes * block_numbers, np.float32)
+    per_step = step // block_bytes * block_numbers
+    for index, start in enumerate(range(0, data.size, step)):
+        # one long row a call: gguf.quants splits its argument by rows, and blocks know nothing of rows
+        part = data[start : start + step].reshape(1, -1)
+        try:
+            numbers = gguf.quants.dequantize(part, kind)
+        except NotImplementedError:
+            raise ModelLoadError(f"tensors of the GGUF type {kind.name} are not supported yet") from None
+        out[index * per_step : index * per_step + numbers.size] = numbers[0]
+    return out
