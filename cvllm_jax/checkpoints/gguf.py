@@ -7,9 +7,6 @@ reads its header, and ``gguf.quants`` turns quantised blocks into numbers.
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +15,8 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
-from cvllm_jax.checkpoints.gguf_header import MAGIC, GgufTensor, HeaderReader, require_gguf
+from cvllm_jax.checkpoints.gguf_header import GgufTensor, HeaderReader, require_gguf
+from cvllm_jax.checkpoints.mapped_file import map_file
 from cvllm_jax.errors import ModelLoadError
 
 __all__ = ["GgufFile", "GgufTensor"]
@@ -45,7 +43,7 @@ class GgufFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._map = _map_file(self.path)
+        self._map = map_file(self.path)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         try:
             header = HeaderReader(self.path, self._map)
@@ -102,25 +100,6 @@ class GgufFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        # O_NONBLOCK: opening a named pipe must fail below instead of waiting for a writer
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ModelLoadError(f"cannot open {path}: {error.strerror}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelLoadError(f"{path} is not a regular file")
-        if status.st_size < len(MAGIC) + 4 + 16:
-            raise ModelLoadError(f"{path} is not a GGUF file: it has only {status.st_size} bytes")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ModelLoadError(f"cannot map {path}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
 
 
 def _dequantize(data: np.ndarray, kind: Any) -> np.ndarray:

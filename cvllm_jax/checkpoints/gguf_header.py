@@ -18,9 +18,8 @@ import numpy as np
 
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["MAGIC", "GgufTensor", "HeaderReader", "require_gguf"]
+__all__ = ["GgufTensor", "HeaderReader", "require_gguf"]
 
-MAGIC = b"GGUF"
 _ARRAY, _STRING, _BOOL = 9, 8, 7
 _NUMBERS: Final[Mapping[int, np.dtype[Any]]] = {
     0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
@@ -71,14 +70,14 @@ class HeaderReader:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._size = path, data, len(data)
         self._end = min(self._size, _MAX_HEADER_BYTES)
-        if data[:4] != MAGIC:
+        if data[:4] != b"GGUF":
             raise ModelLoadError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
         self._at = 4
         self.version = self._integer("<I")
         if self.version & 0xFFFF == 0 and self.version:
-            raise ModelLoadError(f"{path} is a big-endian GGUF file; only little-endian files are supported")
+            raise ModelLoadError(f"{path} is a big-endian GGUF file; only little-endian ones are supported")
         if self.version not in (2, 3):
-            raise ModelLoadError(f"{path} has the GGUF version {self.version}; versions 2 and 3 are supported")
+            raise ModelLoadError(f"{path} has GGUF version {self.version}; versions 2 and 3 are supported")
         self._tensor_count = self._integer("<Q")
         self._entry_count = self._integer("<Q")
         self._elements_left = _MAX_ELEMENTS
@@ -137,7 +136,7 @@ class HeaderReader:
             self._fail(f"the arrays of {_short(key)} are nested more than {_MAX_NESTING} deep")
         kind, count = self._integer("<I"), self._integer("<Q")
         if count > self._elements_left:
-            self._fail(f"the array {_short(key)} of {count} elements goes over a file's limit of {_MAX_ELEMENTS}")
+            self._fail(f"the array {_short(key)} of {count} elements goes over the limit of {_MAX_ELEMENTS}")
         self._elements_left -= count
         if kind == _STRING:
             return self._strings(count, key)

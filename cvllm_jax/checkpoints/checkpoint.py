@@ -1,0 +1,197 @@
+"""One view of every checkpoint: a GGUF file, a Hugging Face folder or a model of the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+
+from cvllm_jax.checkpoints.folder import (
+    GET_SAFETENSORS,
+    PICKLES,
+    FolderWeights,
+    eos_from_config,
+    read_config,
+    read_json,
+    sampling_from_config,
+)
+from cvllm_jax.checkpoints.gguf import GgufFile
+from cvllm_jax.checkpoints.gguf_config import config_from_gguf, eos_from_gguf, sampling_from_gguf
+from cvllm_jax.checkpoints.gguf_header import require_gguf
+from cvllm_jax.checkpoints.safetensors_file import READABLE
+from cvllm_jax.config import Progress
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_PLAIN = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a checkpoint stores under one name."""
+
+    shape: tuple[int, ...]
+    """Rows first: ``[out, in]``."""
+    dtype: str
+    """The stored type: ``"BF16"``, ``"Q4_1"`` ..."""
+    readable: bool
+    """Whether rows of this type can be read as numbers."""
+
+
+class _Weights(Protocol):
+    def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> np.ndarray: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An opened checkpoint; weights stay on disk until their rows are read."""
+
+    name: str
+    """File stem, folder name or hub id."""
+    path: Path
+    """The GGUF file, or the folder."""
+    format: Literal["gguf", "safetensors"]
+    config: dict[str, Any]
+    """In the keys of a Hugging Face ``config.json``, also where it comes from GGUF metadata."""
+    eos_token_ids: tuple[int, ...]
+    generation_defaults: dict[str, Any]
+    """Sampling settings that the files recommend: temperature, top_p, top_k, min_p, repetition_penalty."""
+    tensors: Mapping[str, TensorInfo]
+    fingerprint: str
+    """Changes when the files change: their resolved paths, sizes, modification times and headers."""
+    _weights: _Weights = field(repr=False)
+
+    @property
+    def quantization(self) -> str | None:
+        """The quantised type that most tensors are stored in, None for plain floating point."""
+        kinds = Counter(info.dtype for info in self.tensors.values() if info.dtype not in _PLAIN)
+        return kinds.most_common(1)[0][0] if kinds else None
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows of a tensor, ``[rows, in]``: as stored, or float32 where the file is quantised.
+
+        All dimensions but the last count as rows; a one-dimensional tensor is one row. Safe to call
+        from several threads.
+        """
+        return self._weights.read(name, start, stop)
+
+    def close(self) -> None:
+        self._weights.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(
+    source: str | Path, *, revision: str | None = None, progress: Progress | None = None
+) -> Checkpoint:
+    """Open a GGUF file, a Hugging Face folder (or a safetensors file in one), or download a hub id.
+
+    What exists as a path is a path; ``org/name`` is looked up on the hub otherwise.
+
+    Arguments:
+        revision: branch, tag or commit of a hub id.
+        progress: told of bytes while a model is downloaded.
+
+    Raises:
+        ModelLoadError: in one sentence, why it cannot be opened.
+    """
+    path = Path(source).expanduser()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        if not _HUB_ID.fullmatch(str(source)):
+            raise ModelLoadError(f"{source!s:.300} is neither an existing file or folder nor a hub id (org/name)")
+        from cvllm_jax.checkpoints.hub import download
+
+        return _open_folder(download(str(source), revision=revision, progress=progress), name=str(source))
+    if revision is not None:
+        raise ModelLoadError(f"a revision belongs to a hub id, but {source} is a local path")
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".safetensors":
+        return _open_folder(path.parent, weights=path.name)
+    if path.suffix.lower() in PICKLES:
+        raise ModelLoadError(f"{path} is a pickle file, which can run code when it is opened: {GET_SAFETENSORS}")
+    return _open_gguf(path)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = GgufFile(path)
+    try:
+        config = config_from_gguf(file)
+        return Checkpoint(
+            name=path.stem,
+            path=path,
+            format="gguf",
+            config=config,
+            eos_token_ids=eos_from_gguf(file, config.get("vocab_size")),
+            generation_defaults=sampling_from_config(sampling_from_gguf(file), path),
+            tensors={
+                tensor.name: TensorInfo(tensor.shape, tensor.type.name, _can_dequantize(tensor.type))
+                for tensor in file.tensors.values()
+                if tensor.name != "rope_freqs.weight"  # part of the configuration
+            },
+            fingerprint=_fingerprint(path, file.header_digest()),
+            _weights=file,
+        )
+    except ModelLoadError:
+        file.close()
+        raise
+
+
+def _open_folder(folder: Path, *, name: str | None = None, weights: str | None = None) -> Checkpoint:
+    config = read_config(folder)
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    eos_token_ids = eos_from_config(config, generation, folder)
+    generation_defaults = sampling_from_config(generation, path)
+    files = FolderWeights(folder, weights)
+    return Checkpoint(
+        name=name or folder.resolve().name,
+        path=folder,
+        format="safetensors",
+        config=config,
+        eos_token_ids=eos_token_ids,
+        generation_defaults=generation_defaults,
+        tensors={
+            tensor.name: TensorInfo(tensor.shape, tensor.dtype, tensor.dtype in READABLE)
+            for tensor in files.tensors.values()
+        },
+        fingerprint="\n".join(_fingerprint(file.path, file.header_digest()) for file in files.files),
+        _weights=files,
+    )
+
+
+def _fingerprint(path: Path, header_digest: str) -> str:
+    status = os.stat(path)
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {header_digest}"
+
+
+@cache
+def _can_dequantize(kind: Any) -> bool:
+    gguf = require_gguf()
+    block_bytes = gguf.GGML_QUANT_SIZES[kind][1]
+    try:
+        gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""Reading a Hugging Face model folder: ``config.json`` and one or many safetensors files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cvllm_jax.checkpoints.safetensors_file import SafetensorsFile
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["GET_SAFETENSORS", "PICKLES", "FolderWeights", "eos_from_config", "read_config", "read_json", "sampling_from_config"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+GET_SAFETENSORS = (
+    "get the model as safetensors, for example through https://huggingface.co/spaces/safetensors/convert"
+)
+_MAX_JSON_BYTES = 1 << 26
+_MAX_SHARDS = 4096
+
+
+class FolderWeights:
+    """The tensors of a folder, over all its shards.
+
+    Raises:
+        ModelLoadError: shards are missing, named outside the folder, or disagree with the index.
+    """
+
+    def __init__(self, folder: Path, weights: str | None = None) -> None:
+        self.files: list[SafetensorsFile] = []
+        self._home: dict[str, SafetensorsFile] = {}
+        index = _read_index(folder, weights)
+        try:
+            for shard in sorted(set(index.values())) or [weights or _SINGLE]:
+                file = SafetensorsFile(folder / shard)
+                self.files.append(file)
+                for name in file.tensors:
+                    if name in self._home:
+                        raise ModelLoadError(f"{folder}: the tensor {name[:80]!r} is in more than one shard")
+                    self._home[name] = file
+            for name, shard in index.items():
+                if name not in self._home or self._home[name].path.name != shard:
+                    raise ModelLoadError(f"{folder}: {shard} lacks the tensor {name[:80]!r} of {_INDEX}")
+        except ModelLoadError:
+            self.close()
+            raise
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        return {name: file.tensors[name] for name, file in self._home.items()}
+
+    def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> Any:
+        return self._home[name].read(name, start_row, stop_row)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+def _read_index(folder: Path, weights: str | None) -> dict[str, str]:
+    """Tensor name to shard name; empty where one file holds everything."""
+    index_path = folder / _INDEX
+    if (folder / (weights or _SINGLE)).exists() and (weights in (None, _SINGLE) or not index_path.exists()):
+        return {}
+    if not index_path.exists():
+        raise ModelLoadError(_why_no_weights(folder))
+    shards = read_json(index_path).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelLoadError(f"{index_path} has no weight_map")
+    for shard in shards.values():
+        plain = isinstance(shard, str) and shard.endswith(".safetensors") and not set(shard) & set("/\\:\0")
+        if not plain or shard.startswith("."):
+            raise ModelLoadError(
+                f"{index_path} names the shard {str(shard)[:80]!r}, which is not the plain name of a safetensors "
+                f"file"
+            )
+    names = set(shards.values())
+    if len(names) > _MAX_SHARDS:
+        raise ModelLoadError(f"{index_path} names {len(names)} shards, more than the limit of {_MAX_SHARDS}")
+    if missing := sorted(name for name in names if not (folder / name).exists()):
+        raise ModelLoadError(f"{folder} lacks {len(missing)} of {len(names)} shards: {_list(missing)}")
+    return shards
+
+
+def _why_no_weights(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    if pickles := [name for name in names if name.endswith(PICKLES)]:
+        return (
+            f"{folder} has its weights only as pickle files ({_list(pickles)}), which can run code when they "
+            f"are opened: {GET_SAFETENSORS}"
+        )
+    if ggufs := [name for name in names if name.endswith(".gguf")]:
+        return f"{folder} has GGUF files: give the path of one of them ({_list(ggufs)})"
+    return f"{folder} has neither {_SINGLE} nor {_INDEX}"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``, refused where the weights are quantised in a way that is not supported."""
+    path = folder / "config.json"
+    if not path.exists():
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".gguf")
+        raise ModelLoadError(_why_no_weights(folder) if names else f"{folder} has no config.json")
+    config = read_json(path)
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        # transformers leaves "gguf" behind when it writes weights that it dequantised: those are plain
+        if method != "gguf":
+            raise ModelLoadError(f"{folder} is quantised with {str(method)[:80]}, which is not supported yet")
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a ModelLoadError in one sentence."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {path}: {error.strerror}") from None
+    if len(content) > _MAX_JSON_BYTES:
+        raise ModelLoadError(f"{path} is over the limit of {_MAX_JSON_BYTES} bytes")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{path} is not valid JSON: {str(error)[:120]}") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} does not hold a JSON object")
+    return value
+
+
+def eos_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], where: Path) -> tuple[int, ...]:
+    """Ids that end an answer: those of ``generation_config.json``, else those of ``config.json``."""
+    value = generation.get("eos_token_id")
+    if value is None:
+        value = config.get("eos_token_id")
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        raise ModelLoadError(f"{where}: eos_token_id must be one or several token ids, not {str(value)[:80]}")
+    return tuple(dict.fromkeys(ids))
+
+
+_SAMPLING_RANGES = {
+    "temperature": (0.0, math.inf), "top_p": (0.0, 1.0), "top_k": (0, 2**31), "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, math.inf),
+}  # fmt: skip
+
+
+def sampling_from_config(generation: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The sampling settings that the files recommend, those that change anything.
+
+    ``do_sample: false`` beside them means that they are not in use.
+    """
+    chosen: dict[str, Any] = {}
+    for key, (low, high) in _SAMPLING_RANGES.items():
+        value = generation.get(key)
+        if value is None or (generation.get("do_sample") is False and key != "repetition_penalty"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ModelLoadError(f"{where}: {key} must be from {low} to {high}, not {str(value)[:80]}")
+        if key == "top_k":
+            value = int(value)
+        if not (key in ("top_k", "top_p", "repetition_penalty") and value == 0):  # 0 turns these off
+            chosen[key] = value
+    return chosen
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,247 @@
+"""Filling a model's weights from a checkpoint.
+
+Each target is made of rows read, converted and stored block by block, then handed over before the next
+begins, so that loading needs little more memory than the weights themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from cvllm_jax.checkpoints.cache import PreparedWeights
+from cvllm_jax.checkpoints.checkpoint import Checkpoint
+from cvllm_jax.checkpoints.mappings.rules import Interleaved, Rule, Source
+from cvllm_jax.config import Progress
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["load_weights"]
+
+_BLOCK_NUMBERS = 1 << 18  # a block of 1 MB in float32
+_THREADS = 2
+_ALIGNMENT = 64  # JAX takes host arrays aligned like this without a copy where it can
+_LISTED = 20
+_STAGE = "loading weights"
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One tensor of the checkpoint and the rows of the target that it fills."""
+
+    tensor: str
+    first: int
+    rows: int
+    heads: int
+    """Number of heads whose interleaved rows go back to halves; 0: rows stay in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: tuple[_Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    rules: Sequence[Rule],
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    place: Callable[[str, np.ndarray], jax.Array],
+    progress: Progress | None = None,
+    *,
+    use_cache: bool = True,
+) -> dict[str, jax.Array]:
+    """Make every target from the checkpoint's tensors.
+
+    Arguments:
+        rules: which tensors make up which target.
+        targets: dotted path to shape (``[out, in]``, or ``[out]``) and type: bfloat16, float16 or float32.
+        place: puts a finished host array on its device. The array is not changed afterwards, and not kept.
+        progress: told of bytes of finished targets.
+        use_cache: keep what a quantised file was converted to on disk, and load it from there next time.
+
+    Returns:
+        The placed arrays under the targets' names, in their order.
+
+    Raises:
+        ModelLoadError: tensors are missing, unknown, of the wrong shape or of a type that is not supported:
+            all of them are listed in one message.
+    """
+    plan = _plan(checkpoint, rules, targets)
+    total, done = sum(target.nbytes for target in plan), 0
+    placed: dict[str, jax.Array] = {}
+
+    def finish(target: _Target, array: np.ndarray) -> None:
+        nonlocal done
+        placed[target.name] = place(target.name, array)
+        done += target.nbytes
+        if progress is not None:
+            progress(_STAGE, done, total)
+
+    cache = PreparedWeights.for_load(checkpoint, rules, targets) if use_cache else None
+    stored = cache.load() if cache else None
+    if stored is not None:
+        for target in plan:
+            finish(target, stored[target.name])
+    else:
+        writer = cache.writer() if cache else None
+        try:
+            # The largest first: its host copy then coincides with the fewest arrays already placed.
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="weights") as pool:
+                for target in sorted(plan, key=lambda target: -target.nbytes):
+                    array = _fill(checkpoint, target, pool)
+                    if writer is not None:
+                        writer.add(target.name, array)
+                    finish(target, array)
+                    del array
+            if writer is not None:
+                writer.commit()
+        finally:
+            if writer is not None:
+                writer.close()
+    return {name: placed[name] for name in targets}
+
+
+def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> np.ndarray:
+    """One target as a host array, aligned and contiguous."""
+    array = _aligned_empty(target.shape, target.dtype)
+    jobs = []
+    for part in target.parts:
+        columns = math.prod(checkpoint.tensors[part.tensor].shape[-1:])
+        # vectors are one row of the checkpoint; targets of one dimension take them one after the other
+        grid = array.reshape(-1, columns) if array.ndim > 1 else array[part.first : part.first + columns][None]
+        first = part.first if array.ndim > 1 else 0
+        step = max(1, _BLOCK_NUMBERS // columns)
+        for start in range(0, part.rows, step):
+            jobs.append((part, grid, first, start, min(start + step, part.rows)))
+
+    def convert(job: tuple[_Part, np.ndarray, int, int, int]) -> None:
+        part, grid, first, start, stop = job
+        block = checkpoint.read(part.tensor, start, stop)
+        if part.heads and array.ndim > 1:
+            _store(grid, first + _half_order(part.rows, part.heads)[start:stop], block, part.tensor)
+        elif part.heads:
+            _store(grid, (slice(None), _half_order(block.shape[1], part.heads)), block, part.tensor)
+        else:
+            _store(grid, slice(first + start, first + stop), block, part.tensor)
+
+    for _ in pool.map(convert, jobs):
+        pass
+    return array
+
+
+def _store(grid: np.ndarray, where: Any, block: np.ndarray, tensor: str) -> None:
+    grid[where] = block
+    if grid.dtype == np.float16 and block.dtype != np.float16 and not np.isfinite(grid[where]).all():
+        raise ModelLoadError(f"the tensor {tensor} has values outside float16's range: choose bf16 or f32")
+
+
+def _half_order(rows: int, heads: int) -> np.ndarray:
+    """Where each row of an interleaved tensor goes: head h's row 2j + s to its row s * H/2 + j."""
+    return np.arange(rows).reshape(heads, 2, -1).transpose(0, 2, 1).reshape(-1)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _plan(
+    checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, jax.ShapeDtypeStruct]
+) -> list[_Target]:
+    """Match targets and tensors; every mismatch there is goes into one error."""
+    missing: list[str] = []
+    wrong: list[str] = []
+    used: set[str] = set()
+    plan: list[_Target] = []
+    patterns = [(_pattern(rule.target), rule) for rule in rules if rule.target is not None]
+    for name, struct in targets.items():
+        match, rule = next(
+            ((match, rule) for pattern, rule in patterns if (match := pattern.fullmatch(name))), (None, None)
+        )
+        if match is None or rule is None:
+            raise ModelLoadError(f"no rule says which tensors make up the weight {name}")
+        layer = match.groupdict().get("i", "")
+        sources = [(_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)]
+        used.update(tensor for tensor, _ in sources)
+        absent = [tensor for tensor, _ in sources if tensor not in checkpoint.tensors]
+        if absent or not sources:
+            missing += absent or [f"{name} (this file format has no tensor for it)"]
+            continue
+        target, problem = _target(checkpoint, name, struct, sources)
+        if target is None:
+            wrong.append(problem)
+        else:
+            plan.append(target)
+    unneeded = [
+        _pattern(_name(source))
+        for rule in rules
+        if rule.target is None or rule.may_be_unused
+        for source in _sources(rule, checkpoint.format)
+    ]
+    extra = [
+        name
+        for name in checkpoint.tensors
+        if name not in used and not any(pattern.fullmatch(name) for pattern in unneeded)
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:_LISTED])}"
+        + (f" and {len(names) - _LISTED} more)" if len(names) > _LISTED else ")")
+        for kind, names in (("missing", missing), ("unexpected", extra), ("misshapen", wrong))
+        if names
+    ]
+    if problems:
+        raise ModelLoadError(f"the tensors of {checkpoint.name} do not fit the model: {'; '.join(problems)}")
+    return plan
+
+
+def _target(
+    checkpoint: Checkpoint, name: str, struct: jax.ShapeDtypeStruct, sources: Sequence[tuple[str, Source]]
+) -> tuple[_Target, str] | tuple[None, str]:
+    """A target with its parts, or what is wrong with them."""
+    shape = tuple(struct.shape)
+    parts: list[_Part] = []
+    first = 0
+    for tensor, source in sources:
+        info = checkpoint.tensors[tensor]
+        if not info.readable:
+            return None, f"{tensor} of type {info.dtype}, which is not supported yet"
+        heads = 0
+        if isinstance(source, Interleaved):
+            heads = int(checkpoint.config[source.heads])
+            if info.shape[0] % (2 * heads):
+                return None, f"{tensor} {list(info.shape)}, whose rows do not divide into {heads} heads"
+        if len(info.shape) != len(shape) or info.shape[1:] != shape[1:]:
+            break
+        parts.append(_Part(tensor, first, info.shape[0] if len(shape) > 1 else 1, heads))
+        first += info.shape[0]
+    if len(parts) < len(sources) or first != shape[0]:
+        found = " + ".join(f"{tensor} {list(checkpoint.tensors[tensor].shape)}" for tensor, _ in sources)
+        return None, f"{found} for {name} {list(shape)}"
+    return _Target(name, shape, np.dtype(struct.dtype), tuple(parts)), ""
+
+
+def _sources(rule: Rule, file_format: str) -> tuple[Source, ...]:
+    return rule.gguf if file_format == "gguf" else rule.hf
+
+
+def _name(source: Source) -> str:
+    return source.name if isinstance(source, Interleaved) else source
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>0|[1-9][0-9]{0,5})"))

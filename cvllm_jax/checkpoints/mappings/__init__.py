@@ -1,0 +1,1 @@
+"""Tensor names of each model family; ``<family>.RULES`` is all that a family adds."""
