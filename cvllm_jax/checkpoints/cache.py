@@ -1,8 +1,8 @@
-"""Prepared weights on disk: what a quantised checkpoint was converted to, so that the next start only maps it.
+"""Prepared weights on disk: what a quantised checkpoint was converted to; the next start only maps it.
 
-An entry is a folder of two files: ``weights.bin``, every target one after the other, each aligned to 64 bytes,
-and ``index.json``. It is written under a temporary name and renamed when it is whole and on disk. The folder
-of entries is bounded; the least recently used go first.
+An entry is a folder of two files: ``weights.bin``, every target one after the other, each aligned to
+64 bytes, and ``index.json``. It is written under a temporary name and renamed when it is whole and on
+disk. The folder of entries is bounded; the least recently used go first.
 """
 
 from __future__ import annotations

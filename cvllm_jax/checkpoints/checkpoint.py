@@ -119,7 +119,7 @@ def open_checkpoint(
         exists = False
     if not exists:
         if not _HUB_ID.fullmatch(str(source)):
-            raise ModelLoadError(f"{source!s:.300} is neither an existing file or folder nor a hub id (org/name)")
+            raise ModelLoadError(f"{source!s:.300} is no existing file or folder, and no hub id (org/name)")
         from cvllm_jax.checkpoints.hub import download
 
         return _open_folder(download(str(source), revision=revision, progress=progress), name=str(source))
@@ -130,7 +130,7 @@ def open_checkpoint(
     if path.suffix == ".safetensors":
         return _open_folder(path.parent, weights=path.name)
     if path.suffix.lower() in PICKLES:
-        raise ModelLoadError(f"{path} is a pickle file, which can run code when it is opened: {GET_SAFETENSORS}")
+        raise ModelLoadError(f"{path} is a pickle file, which can run code when opened: {GET_SAFETENSORS}")
     return _open_gguf(path)
 
 

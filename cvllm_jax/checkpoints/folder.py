@@ -11,7 +11,15 @@ from typing import Any
 from cvllm_jax.checkpoints.safetensors_file import SafetensorsFile
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["GET_SAFETENSORS", "PICKLES", "FolderWeights", "eos_from_config", "read_config", "read_json", "sampling_from_config"]
+__all__ = [
+    "GET_SAFETENSORS",
+    "PICKLES",
+    "FolderWeights",
+    "eos_from_config",
+    "read_config",
+    "read_json",
+    "sampling_from_config",
+]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -75,8 +83,7 @@ def _read_index(folder: Path, weights: str | None) -> dict[str, str]:
         plain = isinstance(shard, str) and shard.endswith(".safetensors") and not set(shard) & set("/\\:\0")
         if not plain or shard.startswith("."):
             raise ModelLoadError(
-                f"{index_path} names the shard {str(shard)[:80]!r}, which is not the plain name of a safetensors "
-                f"file"
+                f"{index_path} names the shard {str(shard)[:80]!r}, no plain name of a safetensors file"
             )
     names = set(shards.values())
     if len(names) > _MAX_SHARDS:

@@ -39,7 +39,7 @@ class _Part:
     first: int
     rows: int
     heads: int
-    """Number of heads whose interleaved rows go back to halves; 0: rows stay in order."""
+    """Number of heads whose interleaved rows are put back into halves; 0: rows stay in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +117,29 @@ def load_weights(
 def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> np.ndarray:
     """One target as a host array, aligned and contiguous."""
     array = _aligned_empty(target.shape, target.dtype)
-    jobs = []
-    for part in target.parts:
-        columns = math.prod(checkpoint.tensors[part.tensor].shape[-1:])
-        # vectors are one row of the checkpoint; targets of one dimension take them one after the other
-        grid = array.reshape(-1, columns) if array.ndim > 1 else array[part.first : part.first + columns][None]
-        first = part.first if array.ndim > 1 else 0
-        step = max(1, _BLOCK_NUMBERS // columns)
-        for start in range(0, part.rows, step):
-            jobs.append((part, grid, first, start, min(start + step, part.rows)))
+    vector = array.ndim == 1
+    grid = array.reshape(-1, 1 if vector else target.shape[-1])
+    step = max(1, _BLOCK_NUMBERS // grid.shape[1])
 
-    def convert(job: tuple[_Part, np.ndarray, int, int, int]) -> None:
-        part, grid, first, start, stop = job
-        block = checkpoint.read(part.tensor, start, stop)
-        if part.heads and array.ndim > 1:
-            _store(grid, first + _half_order(part.rows, part.heads)[start:stop], block, part.tensor)
-        elif part.heads:
-            _store(grid, (slice(None), _half_order(block.shape[1], part.heads)), block, part.tensor)
+    def convert(job: tuple[_Part, int]) -> None:
+        part, start = job
+        stop = min(start + step, part.rows)
+        if vector:  # to the checkpoint a vector is one row
+            block = checkpoint.read(part.tensor).reshape(-1, 1)[start:stop]
         else:
-            _store(grid, slice(first + start, first + stop), block, part.tensor)
+            block = checkpoint.read(part.tensor, start, stop)
+        if part.heads:
+            where: Any = part.first + _half_order(part.rows, part.heads)[start:stop]
+        else:
+            where = slice(part.first + start, part.first + stop)
+        grid[where] = block
+        if grid.dtype == np.float16 and block.dtype != np.float16 and not np.isfinite(grid[where]).all():
+            raise ModelLoadError(f"{part.tensor} has values outside float16's range: choose bf16 or f32")
 
+    jobs = [(part, start) for part in target.parts for start in range(0, part.rows, step)]
     for _ in pool.map(convert, jobs):
         pass
     return array
-
-
-def _store(grid: np.ndarray, where: Any, block: np.ndarray, tensor: str) -> None:
-    grid[where] = block
-    if grid.dtype == np.float16 and block.dtype != np.float16 and not np.isfinite(grid[where]).all():
-        raise ModelLoadError(f"the tensor {tensor} has values outside float16's range: choose bf16 or f32")
 
 
 def _half_order(rows: int, heads: int) -> np.ndarray:
@@ -176,7 +170,9 @@ def _plan(
         if match is None or rule is None:
             raise ModelLoadError(f"no rule says which tensors make up the weight {name}")
         layer = match.groupdict().get("i", "")
-        sources = [(_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)]
+        sources = [
+            (_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)
+        ]
         used.update(tensor for tensor, _ in sources)
         absent = [tensor for tensor, _ in sources if tensor not in checkpoint.tensors]
         if absent or not sources:
@@ -227,9 +223,10 @@ def _target(
                 return None, f"{tensor} {list(info.shape)}, whose rows do not divide into {heads} heads"
         if len(info.shape) != len(shape) or info.shape[1:] != shape[1:]:
             break
-        parts.append(_Part(tensor, first, info.shape[0] if len(shape) > 1 else 1, heads))
-        first += info.shape[0]
-    if len(parts) < len(sources) or first != shape[0]:
+        rows = math.prod(info.shape[:-1]) if len(shape) > 1 else info.shape[0]
+        parts.append(_Part(tensor, first, rows, heads))
+        first += rows
+    if len(parts) < len(sources) or first != math.prod(shape[: max(1, len(shape) - 1)]):
         found = " + ".join(f"{tensor} {list(checkpoint.tensors[tensor].shape)}" for tensor, _ in sources)
         return None, f"{found} for {name} {list(shape)}"
     return _Target(name, shape, np.dtype(struct.dtype), tuple(parts)), ""
