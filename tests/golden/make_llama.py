@@ -38,7 +38,7 @@ class Case:
     """What differs from BASE. Written as it is, in the spellings that real folders have, old and new."""
     stored_as: torch.dtype = torch.bfloat16
     shards: int = 1
-    with_tokenizer: bool = False
+    with_chat: bool = False
 
 
 BASE = {
@@ -61,10 +61,15 @@ BASE = {
 CASES = {
     "llama_gqa_tied": Case(
         config={"tie_word_embeddings": True, "vocab_size": 288, "max_position_embeddings": 2048},
-        with_tokenizer=True,
+        with_chat=True,
     ),
     "llama_mha_untied": Case(
-        config={"num_key_value_heads": None, "rms_norm_eps": 1e-6, "vocab_size": 128},
+        config={
+            "num_key_value_heads": None,
+            "rms_norm_eps": 1e-6,
+            "vocab_size": 128,
+            "intermediate_size": 48,
+        },
         stored_as=torch.float32,
         shards=2,
     ),
@@ -145,41 +150,40 @@ def save_weights(folder: Path, weights: dict[str, torch.Tensor], shards: int) ->
 
 
 def save_tokenizer(folder: Path, vocabulary: int) -> None:
-    """A byte-level BPE with ChatML's control tokens, and all a chat needs beside it."""
+    """A byte-level BPE with ChatML's control tokens. Small vocabularies know ASCII only."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary < len(alphabet) + len(SPECIAL):
+        alphabet = [symbol for symbol in alphabet if symbol.isascii()]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train([str(ROOT / "LICENSE")], trainer)
     assert tokenizer.get_vocab_size() == vocabulary
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def save_chat_settings(folder: Path) -> None:
     end_of_text, start, end = SPECIAL
-    settings = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end_of_text}
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **settings,
+            "bos_token": start,
+            "eos_token": end,
+            "pad_token": end,
+            "unk_token": end_of_text,
             "add_bos_token": False,
             "chat_template": CHATML,
         },
     )
-    write_json(
-        folder / "generation_config.json",
-        {
-            "bos_token_id": 1,
-            "eos_token_id": [2, 0],
-            "do_sample": True,
-            "temperature": 0.7,
-            "top_p": 0.9,
-            "top_k": 50,
-        },
-    )
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50}
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, 0], **sampling})
 
 
 @torch.no_grad()
@@ -218,8 +222,9 @@ def make(name: str, case: Case, seed: int) -> None:
         del shapes["lm_head.weight"]
     weights = {key: value.to(case.stored_as) for key, value in draw_weights(shapes, seed).items()}
     save_weights(folder, weights, case.shards)
-    if case.with_tokenizer:
-        save_tokenizer(folder, config["vocab_size"])
+    save_tokenizer(folder, config["vocab_size"])
+    if case.with_chat:
+        save_chat_settings(folder)
 
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True

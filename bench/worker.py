@@ -1,0 +1,54 @@
+"""A measured engine in a process of its own: jobs come as JSON lines on stdin, answers go to stdout.
+
+Needs nothing but the standard library, since the reference worker runs in another environment.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Given a job, the number of tokens and the seconds they took.
+Measure = Callable[[dict[str, Any]], tuple[int, float]]
+
+
+def work(start: Callable[[], tuple[Measure, dict[str, Any]]]) -> None:
+    """The worker's side: ``start`` loads the engine and gives its measure, and facts for the record."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    measure, facts = start()
+    print(json.dumps(facts), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(measure(json.loads(line))), file=answers, flush=True)
+
+
+class Worker:
+    """The driver's side."""
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.facts: dict[str, Any] = self._answer()
+
+    def rate(self, job: dict[str, Any]) -> float:
+        """Tokens a second over one job."""
+        assert self._process.stdin is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        tokens, seconds = self._answer()
+        return tokens / seconds
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self._process.args)} ended without an answer")
+        return json.loads(line)
