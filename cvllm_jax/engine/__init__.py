@@ -1,0 +1,1 @@
+"""The engine: sequences, pages, scheduler, runner, and the public class that joins them."""

@@ -1,0 +1,240 @@
+"""The host's side of a step: a plan packed into one int32 vector, and its fields unpacked inside the program.
+
+One vector means one transfer a step. Floats travel as their bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence as Items
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int
+
+from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSettings
+from cvllm_jax.engine.sampler import SamplingBatch
+from cvllm_jax.models.layers import BlockBatch
+
+__all__ = ["AdmitLayout", "DecodeLayout", "Layout", "PrefillLayout"]
+
+
+class Layout:
+    """Named int32 and float32 arrays laid one after another in a vector."""
+
+    def __init__(self, fields: Mapping[str, tuple[tuple[int, ...], type]]) -> None:
+        self._fields: dict[str, tuple[slice, tuple[int, ...], type]] = {}
+        size = 0
+        for name, (shape, kind) in fields.items():
+            self._fields[name] = (slice(size, size := size + math.prod(shape)), shape, kind)
+        self.size = size
+
+    def new(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """A vector of zeros and views of its fields to fill."""
+        vector = np.zeros(self.size, np.int32)
+        views = {name: vector[at].view(kind).reshape(shape) for name, (at, shape, kind) in self._fields.items()}
+        return vector, views
+
+    def unpack(self, vector: Int[Array, "L"]) -> dict[str, jax.Array]:
+        def field(at: slice, shape: tuple[int, ...], kind: type) -> jax.Array:
+            part = vector[at].reshape(shape)
+            return part if kind is np.int32 else lax.bitcast_convert_type(part, jnp.float32)
+
+        return {name: field(*spec) for name, spec in self._fields.items()}
+
+
+_INT, _FLOAT = np.int32, np.float32
+
+
+def _sampling_fields(rows: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    return {
+        "temperature": ((rows,), _FLOAT),
+        "top_k": ((rows,), _INT),
+        "top_p": ((rows,), _FLOAT),
+        "min_p": ((rows,), _FLOAT),
+        "repetition_penalty": ((rows,), _FLOAT),
+        "frequency_penalty": ((rows,), _FLOAT),
+        "presence_penalty": ((rows,), _FLOAT),
+        "seed": ((rows, 2), _INT),
+        "slot": ((rows,), _INT),
+        "forbid_end": ((rows,), _INT),
+        "logprobs": ((rows,), _INT),
+        "top_logprobs": ((rows,), _INT),
+        "tracks_tokens": ((rows,), _INT),
+    }
+
+
+def _fill_sampling(views: Mapping[str, np.ndarray], row: int, settings: SamplingSettings, slot: int, forbid_end: bool) -> None:
+    for name in (
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
+        "presence_penalty", "logprobs", "top_logprobs", "tracks_tokens",
+    ):  # fmt: skip
+        views[name][row] = getattr(settings, name)
+    views["seed"].view(np.uint32)[row] = settings.seed
+    views["slot"][row] = slot
+    views["forbid_end"][row] = forbid_end
+
+
+def _sampling_batch(fields: Mapping[str, jax.Array], position: Int[Array, "R"]) -> SamplingBatch:
+    return SamplingBatch(
+        temperature=fields["temperature"],
+        top_k=fields["top_k"],
+        top_p=fields["top_p"],
+        min_p=fields["min_p"],
+        repetition_penalty=fields["repetition_penalty"],
+        frequency_penalty=fields["frequency_penalty"],
+        presence_penalty=fields["presence_penalty"],
+        seed=lax.bitcast_convert_type(fields["seed"], jnp.uint32),
+        position=position,
+        slot=fields["slot"],
+        forbid_end=fields["forbid_end"] > 0,
+        logprobs=fields["logprobs"] > 0,
+        top_logprobs=fields["top_logprobs"] > 0,
+        tracks_tokens=fields["tracks_tokens"] > 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLayout:
+    """One token for each of up to ``rows`` sequences; ``idle_slot`` is where padding rows point."""
+
+    rows: int
+    table_width: int
+    page_size: int
+    idle_slot: int
+
+    def _layout(self) -> Layout:
+        R = self.rows
+        return Layout(
+            {"position": ((R,), _INT), "live": ((R,), _INT), "tables": ((R, self.table_width), _INT)}
+            | _sampling_fields(R)
+        )
+
+    @property
+    def size(self) -> int:
+        return self._layout().size
+
+    def pack(self, rows: Items[DecodeRow]) -> np.ndarray:
+        vector, views = self._layout().new()
+        views["slot"][:] = self.idle_slot
+        for index, row in enumerate(rows):
+            views["position"][index] = row.position
+            views["live"][index] = 1
+            views["tables"][index, : len(row.pages)] = row.pages
+            _fill_sampling(views, index, row.sampling, row.slot, row.forbid_end)
+        return vector
+
+    def unpack(self, vector: Int[Array, "L"]) -> tuple[BlockBatch, SamplingBatch]:
+        f = self._layout().unpack(vector)
+        position, tables = f["position"], f["tables"]
+        page = jnp.take_along_axis(tables, (position // self.page_size)[:, None], axis=1)[:, 0]
+        batch = BlockBatch(
+            positions=position, page=page, offset=position % self.page_size, tables=tables,
+            starts=position, counts=f["live"],
+        )  # fmt: skip
+        return batch, _sampling_batch(f, position + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillLayout:
+    """Up to ``blocks`` blocks of ``block_size`` prompt tokens."""
+
+    blocks: int
+    block_size: int
+    table_width: int
+    page_size: int
+    idle_slot: int
+
+    def _layout(self) -> Layout:
+        B = self.blocks
+        return Layout(
+            {
+                "tokens": ((B, self.block_size), _INT),
+                "start": ((B,), _INT),
+                "count": ((B,), _INT),
+                "tables": ((B, self.table_width), _INT),
+            }
+            | _sampling_fields(B)
+        )
+
+    @property
+    def size(self) -> int:
+        return self._layout().size
+
+    def pack(self, blocks: Items[PrefillBlock]) -> np.ndarray:
+        vector, views = self._layout().new()
+        views["slot"][:] = self.idle_slot
+        for index, block in enumerate(blocks):
+            views["tokens"][index, : len(block.tokens)] = block.tokens
+            views["start"][index] = block.start
+            views["count"][index] = len(block.tokens)
+            views["tables"][index, : len(block.pages)] = block.pages
+            if block.choose:
+                _fill_sampling(views, index, block.sampling, block.slot, block.forbid_end)
+        return vector
+
+    def unpack(self, vector: Int[Array, "L"]) -> tuple[Int[Array, "T"], BlockBatch, Int[Array, "B"], SamplingBatch]:
+        """Tokens, batch, index of each block's last token, and how the blocks that end a prompt choose."""
+        f = self._layout().unpack(vector)
+        B, Q = self.blocks, self.block_size
+        start, count, tables = f["start"][:, None], f["count"][:, None], f["tables"]
+        index = jnp.arange(Q, dtype=jnp.int32)[None]
+        real = index < count
+        positions = jnp.where(real, start + index, 0)
+        page = jnp.where(real, jnp.take_along_axis(tables, positions // self.page_size, axis=1), 0)
+        batch = BlockBatch(
+            positions=positions.reshape(-1),
+            page=page.reshape(-1),
+            offset=(positions % self.page_size).reshape(-1),
+            tables=tables,
+            starts=f["start"],
+            counts=f["count"],
+        )
+        last = jnp.arange(B, dtype=jnp.int32) * Q + jnp.maximum(f["count"] - 1, 0)
+        return f["tokens"].reshape(-1), batch, last, _sampling_batch(f, f["start"] + f["count"])
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitLayout:
+    """What a slot keeps of its sequence's tokens: up to ``tokens`` of them, ``bias`` biases and ``ends`` end tokens."""
+
+    tokens: int
+    vocab_size: int
+    bias: int
+    ends: int
+
+    def _layout(self) -> Layout:
+        return Layout(
+            {
+                "slot": ((1,), _INT),
+                "prompt": ((self.tokens,), _INT),
+                "generated": ((self.tokens,), _INT),
+                "bias_token": ((self.bias,), _INT),
+                "bias": ((self.bias,), _FLOAT),
+                "ends": ((self.ends,), _INT),
+            }
+        )
+
+    @property
+    def size(self) -> int:
+        return self._layout().size
+
+    def pack(self, admission: Admission) -> np.ndarray:
+        vector, views = self._layout().new()
+        for name in ("prompt", "generated", "bias_token", "ends"):
+            views[name][:] = self.vocab_size  # past the vocabulary: dropped
+        views["slot"][0] = admission.slot
+        prompt, generated = admission.tokens[: admission.prompt_length], admission.tokens[admission.prompt_length :]
+        views["prompt"][: len(prompt)] = prompt
+        views["generated"][: len(generated)] = generated
+        for index, (token, bias) in enumerate(admission.bias):
+            views["bias_token"][index] = token
+            views["bias"][index] = bias
+        views["ends"][: len(admission.end_tokens)] = admission.end_tokens
+        return vector
+
+    def unpack(self, vector: Int[Array, "L"]) -> dict[str, jax.Array]:
+        return self._layout().unpack(vector)

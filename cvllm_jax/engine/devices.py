@@ -1,0 +1,155 @@
+"""The device an engine runs on: finding it, its types, its memory, and the sizes of steps that suit it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cvllm_jax.config import Device, DType, EngineConfig
+from cvllm_jax.errors import ConfigError, DeviceError
+from cvllm_jax.models.registry import ModelConfig
+
+__all__ = ["StepShapes", "cpu_multiplies_bf16", "find_device", "page_bytes", "pages_for", "resolve_dtype", "step_shapes"]
+
+#: Share of the free memory that the page pool takes when no size is given.
+GPU_SHARE, CPU_SHARE = 0.85, 0.25
+#: On a CPU the pool stops here: the memory belongs to the user's other programs too.
+CPU_TOKENS = 32_768
+
+_PLATFORMS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "metal": ("mps", "METAL", "metal")}
+
+
+def find_device(device: Device) -> jax.Device:
+    """JAX's device for ours, or a DeviceError that says what is missing."""
+    for platform in _PLATFORMS[device.kind]:
+        with contextlib.suppress(RuntimeError):
+            found = jax.devices(platform)
+            if device.index < len(found):
+                return found[device.index]
+            raise DeviceError(f"there is no device {device}: JAX sees {len(found)} of kind {device.kind}")
+    remedy = {"cuda": "pip install 'cvllm-jax[cuda]'", "metal": "pip install jax-mps"}.get(device.kind, "")
+    raise DeviceError(f"JAX sees no {device.kind} device" + (f"; with the hardware there, try: {remedy}" if remedy else ""))
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bf16 products in hardware (AVX512-BF16, AMX or ARM's BF16)."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
+    return False
+
+
+def resolve_dtype(dtype: DType, device: jax.Device) -> Any:
+    """The array type for weights, activations and cache."""
+    if dtype is DType.AUTO:
+        native = device.platform != "cpu" or cpu_multiplies_bf16()
+        dtype = DType.BF16 if native else DType.F32
+    if dtype is DType.F16 and device.platform == "cpu":
+        raise ConfigError("f16 is not supported on CPUs, which have no f16 products; choose bf16 or f32", param="dtype")
+    return {DType.BF16: jnp.bfloat16, DType.F16: jnp.float16, DType.F32: jnp.float32}[dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShapes:
+    """Sizes that steps are compiled for."""
+
+    query_block: int
+    prefill_blocks: tuple[int, ...]
+    decode_rows: tuple[int, ...]
+
+
+def step_shapes(config: EngineConfig, device: jax.Device) -> StepShapes:
+    """Few sizes, because each is a program to compile: up to four for prefill and four for decoding."""
+    # Mosaic's tiles want 128 queries; a CPU has no tiles to fill and wastes less on the ends of prompts
+    query_block = 128 if device.platform == "gpu" else 64
+    largest = -(-config.prefill_chunk_size // query_block)
+    # XLA:CPU converts a whole bf16 weight to f32 for a product with one row, so no decode step has one
+    return StepShapes(
+        query_block=query_block,
+        prefill_blocks=_sizes(1, largest),
+        decode_rows=_sizes(2, max(2, config.max_batch_size)),
+    )
+
+
+def _sizes(smallest: int, largest: int, count: int = 4) -> tuple[int, ...]:
+    """At most ``count`` sizes from smallest to largest, evenly spaced in ratio."""
+    if largest <= smallest:
+        return (largest,)
+    ratio = (largest / smallest) ** (1 / (count - 1))
+    ratio = max(ratio, 2.0)
+    sizes = [largest]
+    while sizes[-1] / ratio > smallest * 1.01:
+        sizes.append(max(smallest, round(sizes[-1] / ratio)))
+    if sizes[-1] != smallest:
+        sizes.append(smallest)
+    return tuple(sorted(sizes))
+
+
+def page_bytes(model: ModelConfig, page_size: int, dtype: Any) -> int:
+    """Bytes of one page over all layers."""
+    return 2 * model.num_layers * model.num_key_value_heads * page_size * model.head_dim * jnp.dtype(dtype).itemsize
+
+
+def pages_for(config: EngineConfig, model: ModelConfig, device: jax.Device, dtype: Any) -> tuple[int, int]:
+    """Pages of the pool, the padding page included, and the longest sequence that is accepted.
+
+    Raises:
+      ConfigError: a size that was asked for does not fit.
+      DeviceError: free memory does not hold even a short sequence.
+    """
+    size, each = config.page_size, page_bytes(model, config.page_size, dtype)
+    wanted = min(config.max_sequence_length or model.context_length, model.context_length)
+    if config.max_sequence_length is not None and config.max_sequence_length > model.context_length:
+        raise ConfigError(
+            f"max_sequence_length is {config.max_sequence_length}, but the model's context is {model.context_length} tokens",
+            param="max_sequence_length",
+        )
+    enough = config.max_batch_size * -(-wanted // size)
+    if config.kv_cache_memory is not None:
+        pages = min(config.kv_cache_memory // each - 1, enough)
+        asked = f"kv_cache_memory of {config.kv_cache_memory} bytes holds"
+    else:
+        pages = min(_automatic_bytes(config, device, each) // each - 1, enough)
+        asked = "free memory holds"
+    capacity = pages * size
+    needed = config.max_sequence_length if config.max_sequence_length is not None else size
+    if capacity < needed:
+        kind = ConfigError if config.kv_cache_memory is not None else DeviceError
+        raise kind(
+            f"{asked} {max(capacity, 0)} tokens of KV cache ({each // size} bytes a token), but {needed} are needed: "
+            "raise kv_cache_memory or lower max_sequence_length",
+            param="kv_cache_memory",
+        )
+    return pages + 1, min(wanted, capacity)
+
+
+def _automatic_bytes(config: EngineConfig, device: jax.Device, each: int) -> int:
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int((stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * GPU_SHARE)
+    return min(int(available_memory() * CPU_SHARE), (CPU_TOKENS // config.page_size + 1) * each)
+
+
+def available_memory() -> int:
+    """Bytes that this machine can give without swapping."""
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return 4 << 30
+
+
+def mesh_of(devices: Items[jax.Device]) -> jax.sharding.Mesh:
+    """The one mesh that every array is placed through; its axis ``tp`` splits weights and heads."""
+    import numpy as np
+
+    return jax.sharding.Mesh(np.asarray(devices), ("tp",))

@@ -1,0 +1,288 @@
+"""The public engine: requests in, tokens out, from any thread or task."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import weakref
+from collections.abc import Sequence as Items
+from types import TracebackType
+from typing import Self
+
+from cvllm_jax.config import ConfigSettings, EngineConfig
+from cvllm_jax.engine.loading import load
+from cvllm_jax.engine.loop import Driver, EngineLoop
+from cvllm_jax.engine.pages import PageAllocator
+from cvllm_jax.engine.runner import MAX_BIAS, MAX_END_TOKENS
+from cvllm_jax.engine.scheduler import Scheduler
+from cvllm_jax.engine.sequence import Sequence
+from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
+from cvllm_jax.errors import GenerationError
+from cvllm_jax.params import (
+    EngineStats,
+    GenerationOutput,
+    GenerationParams,
+    InferenceRequest,
+    ModelInfo,
+    RequestHandle,
+    RequestUpdate,
+)
+from cvllm_jax.text import ChatTemplate, Detokenizer, Tokenizer
+
+__all__ = ["InferenceEngine", "InferenceEngineBuilder"]
+
+
+class InferenceEngine:
+    """Loads a model and generates with it; many callers may use one engine at once.
+
+    ``InferenceEngine(config)`` and ``new_sync`` block while the model loads; ``await InferenceEngine.new(config)``
+    loads in a thread. Close an engine, or use it in ``with``, to free its memory at once; an engine that is dropped
+    ends its thread and frees its memory by itself.
+
+    A prompt is a list of token ids, or text, which is tokenized as by :meth:`tokenize`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        loaded = load(config)
+        self.config = config
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.chat_template: ChatTemplate | None = loaded.chat_template
+        self._info = loaded.info
+        settings = loaded.runner.settings
+        scheduler = Scheduler(
+            PageAllocator(settings.num_pages, prefix_caching=config.enable_prefix_caching),
+            page_size=settings.page_size,
+            slots=settings.max_batch_size,
+            block=settings.query_block,
+            prefill_budget=config.prefill_chunk_size,
+            chunked=config.enable_chunked_prefill,
+            hash_root=f"{loaded.info.name} {loaded.info.dtype}".encode(),
+        )
+        self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
+        self._ids = itertools.count(1)
+        self._updates: list[RequestUpdate] = []
+        self._totals = _Totals()
+        self._finalizer = weakref.finalize(self, self._loop.close)
+
+    # --- making and ending ---
+
+    @staticmethod
+    def builder() -> InferenceEngineBuilder:
+        return InferenceEngineBuilder()
+
+    @classmethod
+    async def new(cls, config: EngineConfig) -> Self:
+        """Load in a thread, so that the event loop goes on."""
+        return await asyncio.to_thread(cls, config)
+
+    @classmethod
+    def new_sync(cls, config: EngineConfig) -> Self:
+        return cls(config)
+
+    load = new
+    load_sync = new_sync
+
+    def close(self) -> None:
+        """Cancel what runs and free the model's memory. The engine cannot be used afterwards."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    # --- text ---
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, with a beginning-of-sequence token if the model's files declare one."""
+        ids = self.tokenizer.encode(text)
+        if self.tokenizer.adds_bos and self.tokenizer.bos_token_id is not None:
+            return [self.tokenizer.bos_token_id, *ids]
+        return ids
+
+    def detokenize(self, tokens: Items[int]) -> str:
+        """Text of token ids, without control tokens."""
+        self._check_tokens("tokens", tokens)
+        return self.tokenizer.decode(list(tokens))
+
+    # --- generation ---
+
+    async def generate(self, prompt: str | Items[int], params: GenerationParams | None = None) -> GenerationOutput:
+        """Generate and return the whole output. Cancelling the task that waits ends the request."""
+        mailbox = Mailbox(asyncio.get_running_loop(), only_end=True)
+        return await GenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request).finish()
+
+    def generate_sync(self, prompt: str | Items[int], params: GenerationParams | None = None) -> GenerationOutput:
+        mailbox = Mailbox(None, only_end=True)
+        return SyncGenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request).finish()
+
+    def generate_stream(self, prompt: str | Items[int], params: GenerationParams | None = None) -> GenerationStream:
+        """Generate token by token; call it where an event loop runs."""
+        mailbox = Mailbox(asyncio.get_running_loop())
+        return GenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request)
+
+    def generate_stream_sync(
+        self, prompt: str | Items[int], params: GenerationParams | None = None
+    ) -> SyncGenerationStream:
+        mailbox = Mailbox(None)
+        return SyncGenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request)
+
+    def _start(self, prompt: str | Items[int], params: GenerationParams | None, mailbox: Mailbox) -> RequestHandle:
+        sequence = self._sequence(prompt, params or GenerationParams())
+        sequence.report = mailbox.put
+        self._submit(sequence, Driver.BACKGROUND)
+        return sequence.handle
+
+    # --- a loop of the caller's own ---
+
+    def add_request(self, request: InferenceRequest) -> RequestHandle:
+        """Queue a request for :meth:`step`.
+
+        Raises ConfigError while the background loop runs requests of ``generate`` or ``generate_stream``.
+        """
+        sequence = self._sequence(request.prompt, request.params)
+        sequence.report = self._updates.append
+        self._submit(sequence, Driver.CALLER)
+        return sequence.handle
+
+    def step(self) -> list[RequestUpdate]:
+        """Run one step of the requests given to :meth:`add_request` and return what came of it."""
+        self._loop.step()
+        updates, self._updates[:] = list(self._updates), []
+        return updates
+
+    def cancel_request(self, handle: RequestHandle) -> None:
+        """End a request in any state; its output has FinishReason.Cancelled and what was made. Ended ones stay as they are."""
+        self._loop.cancel(handle.id)
+
+    # --- what there is ---
+
+    def model_info(self) -> ModelInfo:
+        return self._info
+
+    def stats(self) -> EngineStats:
+        scheduler, totals = self._loop.scheduler, self._totals
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=self._loop.waiting,
+            pages_total=scheduler.pages.capacity,
+            pages_free=scheduler.pages.available,
+            pages_cached=scheduler.pages.cached,
+            requests_completed=totals.requests,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated_tokens,
+            cached_tokens=totals.cached_tokens,
+            preemptions=scheduler.preemptions,
+            steps=self._loop.steps,
+            compilations=self._loop.runner.programs.compilations,
+        )
+
+    # --- checking requests ---
+
+    def _submit(self, sequence: Sequence, driver: Driver) -> None:
+        deliver, totals = sequence.report, self._totals
+
+        def report(update: RequestUpdate) -> None:
+            if not isinstance(update, RequestUpdate.Token):
+                totals.count(update)
+            deliver(update)
+
+        sequence.report = report
+        self._loop.submit(sequence, driver)
+
+    def _sequence(self, prompt: str | Items[int], params: GenerationParams) -> Sequence:
+        """Check a request against the model and the context, and make its sequence."""
+        if not isinstance(params, GenerationParams):
+            raise GenerationError(f"params must be GenerationParams, not {type(params).__name__}", param="params")
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check_tokens("prompt", tokens)
+        limit = self._info.max_sequence_length
+        if not tokens:
+            raise GenerationError("the prompt is empty", param="prompt")
+        if len(tokens) >= limit:
+            raise GenerationError(
+                f"the prompt has {len(tokens)} tokens; with room for an answer this engine takes at most {limit - 1}",
+                param="prompt",
+            )
+        room = limit - len(tokens)
+        if params.max_tokens_is_explicit and params.max_tokens is not None and params.max_tokens > room:
+            raise GenerationError(
+                f"max_tokens is {params.max_tokens}, but after a prompt of {len(tokens)} tokens the context of {limit} "
+                f"has room for {room}",
+                param="max_tokens",
+            )
+        if params.min_tokens > room:
+            raise GenerationError(f"min_tokens is {params.min_tokens}, but there is room for {room}", param="min_tokens")
+        self._check_tokens("stop_token_ids", params.stop_token_ids)
+        self._check_tokens("logit_bias", list(params.logit_bias))
+        if len(params.logit_bias) > MAX_BIAS:
+            raise GenerationError(
+                f"logit_bias names {len(params.logit_bias)} tokens; at most {MAX_BIAS} are supported", param="logit_bias"
+            )
+        end_tokens = frozenset(params.stop_token_ids) | (
+            frozenset() if params.ignore_eos else frozenset(self._info.eos_token_ids)
+        )
+        if params.min_tokens and len(end_tokens) > MAX_END_TOKENS:
+            raise GenerationError(
+                f"min_tokens with {len(end_tokens)} end tokens; at most {MAX_END_TOKENS} are supported",
+                param="stop_token_ids",
+            )
+        seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
+        return Sequence(
+            handle=RequestHandle(next(self._ids)),
+            params=params,
+            tokens=tokens,
+            prompt_length=len(tokens),
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            end_tokens=end_tokens,
+            seed=(seed & 0xFFFFFFFF, seed >> 32),
+            decoder=Detokenizer(self.tokenizer),
+            report=_nobody,
+        )
+
+    def _check_tokens(self, name: str, tokens: Items[int]) -> None:
+        size = self._info.vocab_size
+        for token in tokens:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise GenerationError(f"{name} must hold token ids, whole numbers, not {token!r}", param=name)
+            if not 0 <= token < size:
+                raise GenerationError(f"{name} holds token {token}; the vocabulary has ids 0 to {size - 1}", param=name)
+
+
+class InferenceEngineBuilder(ConfigSettings):
+    """``await InferenceEngine.builder().model_path(p).max_batch_size(16).build()``."""
+
+    async def build(self) -> InferenceEngine:
+        return await InferenceEngine.new(self.config())
+
+    def build_sync(self) -> InferenceEngine:
+        return InferenceEngine(self.config())
+
+
+class _Totals:
+    """Sums over ended requests."""
+
+    def __init__(self) -> None:
+        self.requests = self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
+
+    def count(self, update: RequestUpdate) -> None:
+        assert isinstance(update, RequestUpdate.Completed | RequestUpdate.Failed)
+        stats = update.output.stats
+        self.requests += 1
+        self.prompt_tokens += stats.prompt_tokens
+        self.generated_tokens += stats.generated_tokens
+        self.cached_tokens += stats.cached_tokens
+
+
+def _nobody(update: RequestUpdate) -> None:
+    """Placeholder until a request has a caller."""

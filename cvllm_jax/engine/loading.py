@@ -1,0 +1,152 @@
+"""From a configuration to something that runs: checkpoint, weights on the device, page pool, runner."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from cvllm_jax.checkpoints.cache import cache_dir
+from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from cvllm_jax.checkpoints.loading import load_weights
+from cvllm_jax.config import Device, EngineConfig
+from cvllm_jax.engine.devices import find_device, mesh_of, pages_for, resolve_dtype, step_shapes
+from cvllm_jax.engine.runner import Runner, RunnerSettings
+from cvllm_jax.errors import ConfigError, DeviceError
+from cvllm_jax.models.registry import Family, ModelConfig, family_for
+from cvllm_jax.params import ModelInfo
+from cvllm_jax.text import ChatTemplate, Tokenizer
+
+__all__ = ["Loaded", "load"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Everything that an engine is made of besides its loop."""
+
+    runner: Runner
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    info: ModelInfo
+
+
+def load(config: EngineConfig) -> Loaded:
+    """Read the checkpoint, place the weights, size the pool and, if asked, compile every step.
+
+    Raises:
+      ModelLoadError, TokenizationError, ConfigError, DeviceError: what cannot be found, read or honoured.
+    """
+    if config.quantization is not None:
+        raise ConfigError(
+            f"quantizing weights to {config.quantization.method} while loading is not supported yet", param="quantization"
+        )
+    asked = config.device or Device.best_available()
+    device = find_device(asked)
+    dtype = resolve_dtype(config.dtype, device)
+    checkpoint = open_checkpoint(config.model_path, revision=config.revision, progress=config.progress)
+    try:
+        family = family_for(checkpoint.config)
+        model_config = family.config(checkpoint.config)
+        tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        chat_template = ChatTemplate.from_checkpoint(checkpoint, tokenizer)
+        mesh = mesh_of([device])
+        graph, treedef, leaves = _weights(family, model_config, checkpoint, dtype, mesh, config)
+    finally:
+        checkpoint.close()
+    num_pages, max_sequence_length = pages_for(config, model_config, device, dtype)
+    shapes = step_shapes(config, device)
+    settings = RunnerSettings(
+        max_batch_size=config.max_batch_size,
+        max_sequence_length=max_sequence_length,
+        page_size=config.page_size,
+        num_pages=num_pages,
+        query_block=shapes.query_block,
+        prefill_blocks=shapes.prefill_blocks,
+        decode_rows=shapes.decode_rows,
+        cache_dtype=dtype,
+        enable_cuda_graph=config.enable_cuda_graph,
+    )
+    store = cache_dir() / "executables" if config.compilation_cache else None
+    try:
+        runner = Runner(graph, treedef, leaves, model_config, settings, mesh, store=store, model_key=f"{family.name} {dtype}")
+        if config.warmup:
+            runner.warm_up(config.progress)
+    except jax.errors.JaxRuntimeError as error:
+        raise DeviceError(
+            f"the device ran out of memory or failed while {num_pages} pages of KV cache were set up: "
+            f"{str(error).splitlines()[0]}; lower kv_cache_memory or max_batch_size"
+        ) from error
+    info = _info(checkpoint, model_config, dtype, asked, max_sequence_length, leaves)
+    return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
+
+
+def _weights(
+    family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig
+) -> tuple[Any, Any, tuple[jax.Array, ...]]:
+    """The model's structure, and its weights on the device as the flat list that steps take."""
+    abstract = nnx.eval_shape(lambda: family.module(model_config, dtype))
+    graph, state = nnx.split(abstract, nnx.Param)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(state)
+    names, specs, structs = [], {}, {}
+    for (path, leaf), parameter in zip(
+        paths, jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Param)), strict=True
+    ):
+        name = _target_name(path)
+        names.append(name)
+        specs[name] = parameter.get_metadata("spec", P())
+        structs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    def place(name: str, array: np.ndarray) -> jax.Array:
+        try:
+            return jax.device_put(array, NamedSharding(mesh, specs[name]))
+        except jax.errors.JaxRuntimeError as error:
+            size = sum(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in structs.values())
+            raise DeviceError(
+                f"the weights take {size / 2**30:.1f} GiB on the device and did not fit; "
+                f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
+            ) from error
+
+    rules = importlib.import_module(f"cvllm_jax.checkpoints.mappings.{family.name}").RULES
+    weights = load_weights(checkpoint, rules, structs, place, config.progress)
+    return graph, treedef, tuple(weights[name] for name in names)
+
+
+def _target_name(path: tuple[Any, ...]) -> str:
+    """``layers.0.attention.qkv`` for the weight of that module, ``layers.0.attention.qkv_bias`` for its bias."""
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+    name = ".".join(part for part in parts if part != "value")
+    if name.endswith(".bias"):
+        return name.removesuffix(".bias") + "_bias"
+    return name.removesuffix(".weight")
+
+
+def _info(
+    checkpoint: Checkpoint, model: ModelConfig, dtype: Any, device: Device, max_sequence_length: int,
+    leaves: tuple[jax.Array, ...],
+) -> ModelInfo:  # fmt: skip
+    return ModelInfo(
+        name=checkpoint.name,
+        architecture=checkpoint.config["architectures"][0],
+        parameters=sum(leaf.size for leaf in leaves),
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        max_sequence_length=max_sequence_length,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        head_dim=model.head_dim,
+        dtype=str(jnp.dtype(dtype)),
+        quantization=None,
+        device=str(device),
+        eos_token_ids=tuple(checkpoint.eos_token_ids),
+        generation_defaults=dict(checkpoint.generation_defaults),
+    )

@@ -1,0 +1,184 @@
+"""The serving loop: plan a step, dispatch it, then read the step before it.
+
+Overlap comes from JAX's asynchronous dispatch: the device works on step t + 1 while the host reads the tokens of step
+t, turns them into text and hands them out. One driver at a time runs the loop: the background thread, or a caller of
+``step()``, who gets no overlap because the updates of a step are returned when it ends.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections import deque
+
+from cvllm_jax.engine.runner import DispatchedStep, Runner
+from cvllm_jax.engine.scheduler import Scheduler
+from cvllm_jax.engine.sequence import Sequence
+from cvllm_jax.errors import ConfigError, GenerationError, QueueFullError
+from cvllm_jax.params import FinishReason, RequestUpdate
+
+__all__ = ["Driver", "EngineLoop"]
+
+log = logging.getLogger("cvllm_jax.engine")
+
+
+class Driver(enum.Enum):
+    """Who runs the steps of the requests that are in the engine now."""
+
+    BACKGROUND = "the background loop"
+    CALLER = "step()"
+
+
+class EngineLoop:
+    """Owns the scheduler and the runner; every public method may be called from any thread."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, *, max_queue_size: int) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.steps = 0
+        self._max_queue_size = max_queue_size
+        self._changed = threading.Condition()  # guards what follows
+        self._inbox: deque[Sequence] = deque()
+        self._cancelled: deque[Sequence] = deque()
+        self._open: dict[int, Sequence] = {}
+        self._driver: Driver | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._stepping = threading.Lock()  # held while a step is planned, dispatched or read
+        self._dispatched: deque[DispatchedStep] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self.scheduler.waiting) + len(self._inbox)
+
+    # --- requests ---
+
+    def submit(self, sequence: Sequence, driver: Driver) -> None:
+        """Queue a request. Its ``report`` is called from the thread that drives the loop."""
+        with self._changed:
+            self._check_driver(driver)
+            if self.waiting >= self._max_queue_size:
+                raise QueueFullError(f"the queue is full: {self._max_queue_size} requests are waiting already")
+            deliver = sequence.report
+
+            def report(update: RequestUpdate) -> None:
+                if not isinstance(update, RequestUpdate.Token):
+                    with self._changed:
+                        self._open.pop(sequence.handle.id, None)
+                deliver(update)
+
+            sequence.report = report
+            self._driver = driver
+            self._open[sequence.handle.id] = sequence
+            self._inbox.append(sequence)
+            if driver is Driver.BACKGROUND and self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="cvllm-jax engine", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def cancel(self, handle_id: int) -> bool:
+        """End a request at the next step; False if it has ended already."""
+        with self._changed:
+            sequence = self._open.get(handle_id)
+            if sequence is not None:
+                self._cancelled.append(sequence)
+                self._changed.notify_all()
+            return sequence is not None
+
+    def _check_driver(self, driver: Driver) -> None:
+        if self._closed:
+            raise GenerationError("the engine is closed")
+        if self._open and self._driver is not driver and self._driver is not None:
+            raise ConfigError(
+                f"{len(self._open)} requests of this engine are run by {self._driver.value}; "
+                f"{driver.value} can take over when they have ended"
+            )
+
+    # --- steps ---
+
+    def step(self) -> bool:
+        """Run one step to its end, for callers with a loop of their own; False if there was nothing to do."""
+        with self._changed:
+            self._check_driver(Driver.CALLER)
+        with self._stepping:
+            while self._dispatched:  # what the background loop left behind
+                self._read_oldest()
+            return self._iterate(ahead=0)
+
+    def _run(self) -> None:
+        """The background thread."""
+        while True:
+            with self._changed:
+                while not self._closed and not self._has_work():
+                    self._changed.wait()
+                if self._closed:
+                    return
+            with self._stepping:
+                self._iterate(ahead=1)
+
+    def _has_work(self) -> bool:
+        if self._driver is not Driver.BACKGROUND:
+            return False
+        return bool(self._inbox or self._cancelled or self._dispatched or not self.scheduler.idle)
+
+    def _iterate(self, ahead: int) -> bool:
+        """Plan and dispatch a step, then read steps until at most ``ahead`` are unread."""
+        self._take_messages()
+        plan = self.scheduler.plan()
+        if plan is not None:
+            try:
+                self._dispatched.append(self.runner.dispatch(plan))
+            except Exception as error:
+                while self._dispatched:  # steps before the one that failed may be whole
+                    self._read_oldest()
+                self._recover(error)
+            self.steps += 1
+        worked = bool(self._dispatched)
+        while len(self._dispatched) > (ahead if plan is not None else 0):
+            self._read_oldest()
+        return worked
+
+    def _take_messages(self) -> None:
+        with self._changed:
+            added, self._inbox = self._inbox, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+        for sequence in added:
+            self.scheduler.add(sequence)
+        for sequence in cancelled:
+            self.scheduler.cancel(sequence)
+
+    def _read_oldest(self) -> None:
+        step = self._dispatched.popleft()
+        try:
+            output = self.runner.read(step)
+        except Exception as error:
+            self._recover(error)
+        else:
+            self.scheduler.commit(output)
+
+    def _recover(self, error: Exception) -> None:
+        """A step raised: the donated buffers are gone, and with them every younger step."""
+        log.error("a step failed; its requests end and all others start over", exc_info=error)
+        self._dispatched.clear()
+        self.runner.reset()
+        self.scheduler.fail(GenerationError(f"a step failed on the device: {_first_line(error)}"))
+
+    def close(self) -> None:
+        """End every request as cancelled and stop the thread. A second call does nothing."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._stepping:
+            self._take_messages()
+            self.scheduler.end_all(FinishReason.Cancelled)
+            self._dispatched.clear()
+            self.runner.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

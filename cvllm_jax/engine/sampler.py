@@ -1,0 +1,191 @@
+"""Choosing tokens on the device: penalties, bias, temperature, top-k, top-p, min-p, seeds and log probabilities.
+
+Everything that only some requests ask for stands behind a condition on the whole batch, so a batch of greedy
+requests costs one argmax. No step sorts the vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from cvllm_jax.params import MAX_TOP_LOGPROBS
+
+__all__ = ["SamplerState", "SamplingBatch", "admit", "empty_state", "sample"]
+
+#: Bits of ``SamplerState.seen``; those below count how often the answer holds the token.
+IN_PROMPT, IS_END = 1 << 30, 1 << 29
+COUNT = IS_END - 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch:
+    """How each of R rows chooses; see :class:`cvllm_jax.engine.plan.SamplingSettings`."""
+
+    temperature: Float[Array, "R"]
+    top_k: Int[Array, "R"]
+    top_p: Float[Array, "R"]
+    min_p: Float[Array, "R"]
+    repetition_penalty: Float[Array, "R"]
+    frequency_penalty: Float[Array, "R"]
+    presence_penalty: Float[Array, "R"]
+    seed: UInt[Array, "R 2"]
+    position: Int[Array, "R"]
+    """Position that the chosen token takes in its sequence."""
+    slot: Int[Array, "R"]
+    forbid_end: Bool[Array, "R"]
+    logprobs: Bool[Array, "R"]
+    top_logprobs: Bool[Array, "R"]
+    tracks_tokens: Bool[Array, "R"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerState:
+    """What the device keeps for each slot, the last row for padding."""
+
+    last_token: Int[Array, "slots"]
+    seen: Int[Array, "slots V"]
+    """Bits and counts of every token; valid for slots whose sequence tracks tokens."""
+    bias: Float[Array, "slots V"]
+
+
+def empty_state(slots: int, vocab_size: int) -> SamplerState:
+    return SamplerState(
+        last_token=jnp.zeros((slots,), jnp.int32),
+        seen=jnp.zeros((slots, vocab_size), jnp.int32),
+        bias=jnp.zeros((slots, vocab_size), jnp.float32),
+    )
+
+
+def admit(state: SamplerState, fields: dict[str, jax.Array]) -> SamplerState:
+    """Write the row of a sequence that enters a slot; see :class:`cvllm_jax.engine.batch.AdmitLayout`."""
+    vocab_size, slot = state.seen.shape[1], fields["slot"][0]
+    seen = jnp.zeros((vocab_size,), jnp.int32).at[fields["generated"]].add(1, mode="drop")
+    seen += jnp.zeros((vocab_size,), jnp.int32).at[fields["prompt"]].set(IN_PROMPT, mode="drop")
+    seen += jnp.zeros((vocab_size,), jnp.int32).at[fields["ends"]].set(IS_END, mode="drop")
+    bias = jnp.zeros((vocab_size,), jnp.float32).at[fields["bias_token"]].set(fields["bias"], mode="drop")
+    return SamplerState(
+        last_token=state.last_token, seen=state.seen.at[slot].set(seen), bias=state.bias.at[slot].set(bias)
+    )
+
+
+@jax.named_scope("sample")
+def sample(
+    logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch
+) -> tuple[SamplerState, Int[Array, "R C"]]:
+    """Choose a token for each row.
+
+    Returns:
+      The state with the tokens entered, and what the host reads: for each row the token, its log probability in the
+      raw distribution, the most likely tokens and their log probabilities, floats as bits.
+    """
+    adjusted = lax.cond(
+        jnp.any(batch.tracks_tokens), lambda: _adjust(logits, state.seen[batch.slot], state.bias[batch.slot], batch),
+        lambda: logits,
+    )  # fmt: skip
+    greedy = jnp.argmax(adjusted, axis=-1).astype(jnp.int32)
+    token = lax.cond(jnp.any(batch.temperature > 0), lambda: _draw(adjusted, greedy, batch), lambda: greedy)
+    state = SamplerState(
+        last_token=state.last_token.at[batch.slot].set(token),
+        seen=state.seen.at[batch.slot, token].add(1),
+        bias=state.bias,
+    )
+    return state, _pack(token, logits, batch)
+
+
+def _adjust(
+    logits: Float[Array, "R V"], seen: Int[Array, "R V"], bias: Float[Array, "R V"], batch: SamplingBatch
+) -> Float[Array, "R V"]:
+    count = seen & COUNT
+    penalty = jnp.where((seen & (COUNT | IN_PROMPT)) != 0, batch.repetition_penalty[:, None], 1.0)
+    adjusted = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    adjusted -= batch.frequency_penalty[:, None] * count + batch.presence_penalty[:, None] * (count > 0)
+    adjusted += bias
+    adjusted = jnp.where(((seen & IS_END) != 0) & batch.forbid_end[:, None], -jnp.inf, adjusted)
+    return jnp.where(batch.tracks_tokens[:, None], adjusted, logits)
+
+
+def _draw(logits: Float[Array, "R V"], greedy: Int[Array, "R"], batch: SamplingBatch) -> Int[Array, "R"]:
+    """Gumbel-max draws of the rows with a temperature, the greedy choice of the others."""
+    top = jnp.take_along_axis(logits, greedy[:, None], axis=-1)
+    # relative to the best token before dividing, so that tiny temperatures overflow to -inf and not to NaN
+    scaled = (logits - top) / jnp.where(batch.temperature > 0, batch.temperature, 1.0)[:, None]
+    vocab_size = logits.shape[-1]
+    by_count = (batch.top_k > 0) & (batch.top_k < vocab_size)
+    kept = lax.cond(
+        jnp.any(by_count),
+        lambda: jnp.where(by_count[:, None], _top(scaled, jnp.ones_like(scaled), batch.top_k.astype(jnp.float32)), True),
+        lambda: jnp.ones(scaled.shape, bool),
+    )
+    by_mass = batch.top_p < 1.0
+
+    def top_p() -> jax.Array:
+        weights = jnp.where(kept, jnp.exp(scaled), 0.0)
+        goal = batch.top_p * weights.sum(-1)
+        return kept & jnp.where(by_mass[:, None], _top(scaled, weights, goal), True)
+
+    kept = lax.cond(jnp.any(by_mass), top_p, lambda: kept)
+    kept &= scaled >= jnp.log(batch.min_p)[:, None]  # relative to the most likely token, whose value is 0
+
+    def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
+        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+
+    noisy = scaled + jax.vmap(noise)(batch.seed, batch.position)
+    drawn = jnp.argmax(jnp.where(kept, noisy, -jnp.inf), axis=-1).astype(jnp.int32)
+    return jnp.where(batch.temperature > 0, drawn, greedy)
+
+
+def _top(values: Float[Array, "R V"], weights: Float[Array, "R V"], goal: Float[Array, "R"]) -> Bool[Array, "R V"]:
+    """The smallest set of largest values whose weights reach the goal, ties at its edge included.
+
+    Finds the threshold bit by bit in the order-preserving integer form of f32: exact, 32 passes, no sort.
+    """
+    bits = lax.bitcast_convert_type(values, jnp.uint32)
+    order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+    def narrow(step: jax.Array, threshold: jax.Array) -> jax.Array:
+        candidate = threshold | (jnp.uint32(1 << 31) >> step.astype(jnp.uint32))
+        reached = jnp.where(order >= candidate[:, None], weights, 0.0).sum(-1) >= goal
+        return jnp.where(reached, candidate, threshold)
+
+    threshold = lax.fori_loop(0, 32, narrow, jnp.zeros(values.shape[:1], jnp.uint32))
+    return order >= threshold[:, None]
+
+
+def _pack(token: Int[Array, "R"], logits: Float[Array, "R V"], batch: SamplingBatch) -> Int[Array, "R C"]:
+    rows, count = logits.shape[0], min(MAX_TOP_LOGPROBS, logits.shape[1])
+
+    def with_logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
+        total = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - total
+        values, tokens = lax.cond(
+            jnp.any(batch.top_logprobs),
+            lambda: _most_likely(logits, count),
+            lambda: (jnp.zeros((rows, count), jnp.float32), jnp.zeros((rows, count), jnp.int32)),
+        )
+        return chosen, tokens, values - total[:, None]
+
+    chosen, tokens, values = lax.cond(
+        jnp.any(batch.logprobs),
+        with_logprobs,
+        lambda: (
+            jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, count), jnp.int32), jnp.zeros((rows, count), jnp.float32),
+        ),
+    )  # fmt: skip
+
+    def bits(x: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(x, jnp.int32)
+
+    return jnp.concatenate([token[:, None], bits(chosen)[:, None], tokens, bits(values)], axis=1)
+
+
+def _most_likely(logits: Float[Array, "R V"], count: int) -> tuple[Float[Array, "R C"], Int[Array, "R C"]]:
+    values, tokens = lax.top_k(logits, count)
+    return values, tokens.astype(jnp.int32)

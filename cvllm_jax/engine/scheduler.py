@@ -1,0 +1,301 @@
+"""Which sequences run in the next step: admission, chunked prefill, decoding, preemption. Pure Python, no arrays.
+
+The scheduler may be a step ahead of what has been read back: ``plan`` is called for step t + 1 while the tokens that
+step t chooses are still on the device, so it counts them as pending. ``commit`` takes them in the order of the plans.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterator
+
+from cvllm_jax.engine.pages import PageAllocator, chain_hashes
+from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
+from cvllm_jax.engine.sequence import Sampled, Sequence, State
+from cvllm_jax.params import FinishReason
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """Owns the sequences, their slots and their pages.
+
+    Arguments:
+      pages: the pool.
+      page_size: tokens in a page.
+      slots: sequences that can run together.
+      block: tokens of one sequence that prefill takes as a unit.
+      prefill_budget: prompt tokens of one step, over all sequences.
+      chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
+      hash_root: distinguishes caches of other models and types.
+    """
+
+    def __init__(
+        self, pages: PageAllocator, *, page_size: int, slots: int, block: int, prefill_budget: int,
+        chunked: bool = True, hash_root: bytes = b"cvllm",
+    ) -> None:  # fmt: skip
+        self.pages = pages
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._page_size = page_size
+        self._free_slots = list(range(slots - 1, -1, -1))
+        self._block = block
+        self._budget = prefill_budget
+        self._chunked = chunked
+        self._root = hash_root
+        self._in_flight: deque[tuple[list[Sequence], list[Sequence], list[Sequence]]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.running or self._in_flight)
+
+    def add(self, sequence: Sequence) -> None:
+        self._enqueue(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a request in any state; its pages are free at once."""
+        if sequence.state is not State.FINISHED:
+            self._finish(sequence, FinishReason.Cancelled)
+
+    # --- planning ---
+
+    def plan(self) -> Plan | None:
+        """The next step, or None if there is nothing to do before a commit or a new request."""
+        preempted = self.preemptions
+        decoding, decode = self._plan_decode()
+        admissions: list[Admission] = []
+        prefilling: list[Sequence] = []
+        blocks: list[PrefillBlock] = []
+        for sequence, block in self._plan_prefill(admissions, may_admit=self.preemptions == preempted):
+            blocks.append(block)
+            prefilling.append(sequence)
+        if not decode and not blocks:
+            return None
+        choosing = [s for s, block in zip(prefilling, blocks, strict=True) if block.choose]
+        self._in_flight.append((decoding, choosing, prefilling))
+        return Plan(admissions=tuple(admissions), decode=tuple(decode), prefill=tuple(blocks))
+
+    def _plan_decode(self) -> tuple[list[Sequence], list[DecodeRow]]:
+        sequences: list[Sequence] = []
+        rows: list[DecodeRow] = []
+        for sequence in list(self.running):
+            if sequence.state is not State.RUNNING or sequence.complete or sequence.computed != sequence.length - 1:
+                continue
+            if sequence.computed // self._page_size == len(sequence.pages) and not self._grow(sequence):
+                continue
+            assert sequence.slot is not None
+            rows.append(
+                DecodeRow(
+                    slot=sequence.slot,
+                    position=sequence.computed,
+                    pages=tuple(sequence.pages),
+                    forbid_end=sequence.num_generated < sequence.params.min_tokens,
+                    sampling=_settings(sequence),
+                )
+            )
+            sequence.computed += 1
+            sequence.pending += 1
+            sequences.append(sequence)
+        return sequences, rows
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a running sequence one more page, taking the youngest sequence's pages if there is none left."""
+        while (page := self.pages.allocate(1)) is None:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.pages += page
+        return True
+
+    def _plan_prefill(self, admissions: list[Admission], *, may_admit: bool) -> Iterator[tuple[Sequence, PrefillBlock]]:
+        """Blocks for prompts in order of arrival. None takes over half of the budget while others wait for a part."""
+        budget = self._budget
+        started = [s for s in self.running if s.computed < len(s.tokens) and s.pending == 0]
+        candidates = deque(started)
+        share = max(self._block, budget // 2) if self._chunked else None
+        behind: list[Sequence] = []
+        while budget > 0:
+            if candidates:
+                sequence = candidates.popleft()
+            elif may_admit and (admitted := self._admit_next(admissions)) is not None:
+                sequence = admitted
+            else:
+                break
+            limit = len(sequence.tokens) if share is None else min(budget, share)
+            for block in self._blocks(sequence, limit):
+                budget -= len(block.tokens)
+                yield sequence, block
+            if sequence.computed < len(sequence.tokens):
+                behind.append(sequence)
+        for sequence in behind:  # what the others left over
+            for block in self._blocks(sequence, budget):
+                budget -= len(block.tokens)
+                yield sequence, block
+
+    def _blocks(self, sequence: Sequence, limit: int) -> Iterator[PrefillBlock]:
+        """The next blocks of a prompt, at most ``limit`` tokens."""
+        assert sequence.slot is not None
+        while limit > 0 and sequence.computed < len(sequence.tokens):
+            start = sequence.computed
+            stop = min(start + min(self._block, limit), len(sequence.tokens))
+            choose = stop == len(sequence.tokens)
+            limit -= stop - start
+            block = PrefillBlock(
+                slot=sequence.slot,
+                start=start,
+                tokens=tuple(sequence.tokens[start:stop]),
+                pages=tuple(sequence.pages[: -(-stop // self._page_size)]),
+                choose=choose,
+                forbid_end=sequence.num_generated < sequence.params.min_tokens,
+                sampling=_settings(sequence),
+            )
+            sequence.computed = stop
+            sequence.pending += choose
+            self._register(sequence)
+            yield block
+
+    def _admit_next(self, admissions: list[Admission]) -> Sequence | None:
+        """Move the first waiting sequence to a slot if one is free and pages for its known tokens are."""
+        if not self._free_slots or not self.waiting:
+            return None
+        sequence = self.waiting[0]
+        if sequence.pending:  # preempted with its last token still on the device
+            return None
+        size = self._page_size
+        sequence.hashes = chain_hashes(self._root, sequence.tokens, size, sequence.hashes)
+        # the last token is always computed: its logits choose the next one
+        shared = self.pages.match(sequence.hashes[: (len(sequence.tokens) - 1) // size])
+        wanted = -(-len(sequence.tokens) // size) - len(shared)
+        # leave each running sequence room to grow, or the newcomer would be preempted at once
+        fresh = self.pages.allocate(wanted) if wanted + len(self.running) <= self.pages.available else None
+        if fresh is None:
+            self.pages.release(shared)
+            return None
+        del self.waiting[0]
+        sequence.pages = shared + fresh
+        sequence.computed = len(shared) * size
+        sequence.registered = len(shared)
+        if not sequence.num_generated:
+            sequence.cached_tokens = sequence.computed
+        sequence.slot = self._free_slots.pop()
+        sequence.state = State.RUNNING
+        bisect.insort(self.running, sequence, key=_arrival)
+        if sequence.tracks_tokens:
+            admissions.append(_admission(sequence))
+        return sequence
+
+    # --- what came back ---
+
+    def commit(self, output: StepOutput) -> None:
+        """Take the tokens of the oldest plan that is not committed. Tokens of ended requests are dropped."""
+        decoding, choosing, _ = self._in_flight.popleft()
+        for sequences, chosen in ((decoding, output.decode), (choosing, output.prefill)):
+            for sequence, sampled in zip(sequences, chosen, strict=True):
+                self._take(sequence, sampled)
+
+    def _take(self, sequence: Sequence, sampled: Sampled) -> None:
+        if sequence.state is State.FINISHED:
+            return
+        sequence.pending -= 1
+        reason = sequence.append(sampled)
+        if reason is not None:
+            self._finish(sequence, reason)
+        elif sequence.state is State.RUNNING:
+            self._register(sequence)
+
+    def fail(self, error: Exception) -> None:
+        """A step raised and the device's buffers are lost: its requests end, all others start over.
+
+        The step that failed is the oldest one in flight; younger ones worked on its buffers.
+        """
+        failed = self._in_flight[0] if self._in_flight else ([], [], [])
+        self._in_flight.clear()
+        for sequence in dict.fromkeys((*failed[0], *failed[2])):
+            if sequence.state is not State.FINISHED:
+                self._finish(sequence, FinishReason.Error(str(error)), error)
+        for sequence in self.waiting:
+            sequence.pending = 0
+        for sequence in list(self.running):
+            sequence.pending = 0
+            self._preempt(sequence)
+        self.pages.forget()
+
+    def end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
+        """End every request, as when the engine closes."""
+        for sequence in [*self.running, *self.waiting]:
+            self._finish(sequence, reason, error)
+
+    # --- bookkeeping ---
+
+    def _register(self, sequence: Sequence) -> None:
+        """Offer full pages to the prefix cache: those whose tokens are known and whose keys are on their way."""
+        full = min(sequence.computed, len(sequence.tokens)) // self._page_size
+        if full <= sequence.registered:
+            return
+        sequence.hashes = chain_hashes(self._root, sequence.tokens, self._page_size, sequence.hashes)
+        for index in range(sequence.registered, full):
+            self.pages.register(sequence.pages[index], sequence.hashes[index])
+        sequence.registered = full
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self._leave(sequence)
+        sequence.state = State.WAITING
+        self._enqueue(sequence)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
+        if sequence.state is State.RUNNING:
+            self._register(sequence)
+            self._leave(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.finish(reason, error)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Give up slot and pages. Steps in flight may still write there; the device runs later ones after them."""
+        self.running.remove(sequence)
+        assert sequence.slot is not None
+        self._free_slots.append(sequence.slot)
+        self.pages.release(sequence.pages)
+        sequence.slot = None
+        sequence.pages = []
+        sequence.computed = sequence.registered = 0
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        """Waiting sequences stay in order of arrival, so one that was preempted comes before younger ones."""
+        bisect.insort(self.waiting, sequence, key=_arrival)
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.handle.id
+
+
+def _settings(sequence: Sequence) -> SamplingSettings:
+    p = sequence.params
+    return SamplingSettings(
+        temperature=p.temperature,
+        top_k=p.top_k or 0,
+        top_p=p.top_p,
+        min_p=p.min_p,
+        repetition_penalty=p.repetition_penalty,
+        frequency_penalty=p.frequency_penalty,
+        presence_penalty=p.presence_penalty,
+        seed=sequence.seed,
+        logprobs=p.logprobs,
+        top_logprobs=p.top_logprobs > 0,
+        tracks_tokens=sequence.tracks_tokens,
+    )
+
+
+def _admission(sequence: Sequence) -> Admission:
+    assert sequence.slot is not None
+    return Admission(
+        slot=sequence.slot,
+        tokens=tuple(sequence.tokens),
+        prompt_length=sequence.prompt_length,
+        bias=tuple(sequence.params.logit_bias.items()),
+        end_tokens=tuple(sorted(sequence.end_tokens)),
+    )

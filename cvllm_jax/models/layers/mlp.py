@@ -1,0 +1,26 @@
+"""Feed-forward blocks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from cvllm_jax.models.layers.linear import Linear
+
+__all__ = ["GatedMlp"]
+
+
+class GatedMlp(nnx.Module):
+    """``down(silu(gate(x)) * up(x))`` (SwiGLU, arXiv 2002.05202); gate and up are one matrix, gate first."""
+
+    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, bias: bool = False) -> None:
+        self.gate_up = Linear(width, 2 * hidden, dtype=dtype, spec=P("tp", None), bias=bias)
+        self.down = Linear(hidden, width, dtype=dtype, spec=P(None, "tp"), bias=bias)
+
+    @jax.named_scope("mlp")
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
+        return self.down(jax.nn.silu(gate) * up)

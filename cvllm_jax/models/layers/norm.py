@@ -1,0 +1,24 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+__all__ = ["RmsNorm"]
+
+
+class RmsNorm(nnx.Module):
+    """Root mean square normalisation (Zhang and Sennrich, arXiv 1910.07467), computed in f32."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        self.weight = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P())
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.weight[...]).astype(x.dtype)

@@ -1,0 +1,104 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864) and the ways checkpoints stretch it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["Rope", "rotate"]
+
+SUPPORTED = ("default", "linear", "llama3", "yarn", "factors")
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotation frequencies of half a head, in radians a position, and a factor on cosine and sine."""
+
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
+        """From ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes them."""
+        options = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        kind = options.get("rope_type", options.get("type", "default")) or "default"
+        theta = float(options.get("rope_theta", config.get("rope_theta", 10_000.0)))
+        partial = options.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+        if partial not in (None, 1, 1.0):
+            raise ModelLoadError(f"partial_rotary_factor {partial} is not supported for this architecture; only 1.0 is")
+        base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        context = int(config.get("max_position_embeddings", 0))
+        try:
+            match kind:
+                case "default":
+                    return Rope(_tuple(base))
+                case "linear":
+                    return Rope(_tuple(base / float(options["factor"])))
+                case "factors":
+                    return Rope(_tuple(base / np.asarray(options["factors"], np.float64)))
+                case "llama3":
+                    return Rope(_tuple(_llama3(base, options)))
+                case "yarn":
+                    return _yarn(base, options, theta, head_dim, context)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelLoadError(f"rope_scaling of type {kind!r} is incomplete or malformed: {error}") from error
+        raise ModelLoadError(f"rope_scaling of type {kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
+
+    def tables(self, positions: Int[Array, "T"]) -> tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]]:
+        """Cosine and sine of each position, in f32, with an axis for the heads."""
+        angle = positions.astype(jnp.float32)[:, None, None] * jnp.asarray(self.frequencies, jnp.float32)
+        return jnp.cos(angle) * self.scale, jnp.sin(angle) * self.scale
+
+
+def rotate(
+    x: Float[Array, "T N H"], tables: tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]]
+) -> Float[Array, "T N H"]:
+    """Rotate the pairs (i, i + H/2) of each head, in f32."""
+    cos, sin = tables
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def _tuple(frequencies: np.ndarray) -> tuple[float, ...]:
+    return tuple(frequencies.tolist())
+
+
+def _llama3(base: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+    """Llama 3.1's rule: long waves are stretched, short ones kept, those between blended."""
+    factor, original = float(options["factor"]), float(options["original_max_position_embeddings"])
+    low, high = float(options["low_freq_factor"]), float(options["high_freq_factor"])
+    blend = np.clip((original * base / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
+    return (1 - blend) * base / factor + blend * base
+
+
+def _yarn(base: np.ndarray, options: Mapping[str, Any], theta: float, head_dim: int, context: int) -> Rope:
+    """YaRN (arXiv 2309.00071): blend by the number of turns a wave makes over the original context."""
+    original = float(options.get("original_max_position_embeddings") or context)
+    factor = float(options.get("factor") or context / original)
+    fast, slow = float(options.get("beta_fast") or 32), float(options.get("beta_slow") or 1)
+
+    def dimension_of(turns: float) -> float:
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension_of(fast), dimension_of(slow)
+    if options.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    stretched = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+
+    def magnitude(weight: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    scale = options.get("attention_factor")
+    if scale is None:
+        mscale, mscale_all = options.get("mscale"), options.get("mscale_all_dim")
+        scale = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude()
+    return Rope(_tuple(stretched * base / factor + (1 - stretched) * base), float(scale))

@@ -1,0 +1,79 @@
+"""Which port runs which checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.models.layers import BlockBatch, LayerCache
+from cvllm_jax.models.llama import Llama, LlamaConfig
+
+__all__ = ["FAMILIES", "Family", "Model", "ModelConfig", "family_for"]
+
+
+class ModelConfig(Protocol):
+    """What the engine asks of every family's configuration."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+class Model(Protocol):
+    """What the engine asks of every family's module."""
+
+    def __call__(
+        self, tokens: jax.Array, cache: tuple[LayerCache, ...], batch: BlockBatch
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]: ...
+
+    def logits(self, hidden: jax.Array) -> jax.Array: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A port and the checkpoints it runs."""
+
+    name: str
+    """Also the module in ``cvllm_jax.checkpoints.mappings`` that names the weights."""
+    architectures: tuple[str, ...]
+    """Values of ``architectures`` in ``config.json``; GGUF files are read into the same names."""
+    config: Callable[[Mapping[str, Any]], ModelConfig]
+    module: Callable[[Any, jnp.dtype], nnx.Module]
+
+
+FAMILIES = (
+    Family(
+        name="llama",
+        architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+        config=LlamaConfig.from_dict,
+        module=Llama,
+    ),
+)
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The family that runs a checkpoint with this configuration, or a ModelLoadError that lists what there is."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    for family in FAMILIES:
+        if name in family.architectures:
+            return family
+    supported = ", ".join(architecture for family in FAMILIES for architecture in family.architectures)
+    raise ModelLoadError(f"architecture {name!r} is not supported; supported are {supported}")
