@@ -45,7 +45,7 @@ uv=$(command -v uv) || for pip in "python3 -m pip" pip3 pip; do
     # shellcheck disable=SC2086  # two words on purpose
     if $pip --version >/dev/null 2>&1; then
         reason="uv, which could fetch one, could not be installed with pip"
-        $pip install --quiet --target "$scratch" uv >&2 && uv=$scratch/bin/uv && break
+        $pip install -qq --target "$scratch" uv >&2 && uv=$scratch/bin/uv && break
     fi
 done
 if [ -n "$uv" ]; then
@@ -57,6 +57,6 @@ fi
 if [ -n "$lacks_venv" ]; then
     echo "$lacks_venv lacks the venv module (Debian and Ubuntu: install $lacks_venv-venv), and $reason." >&2
 else
-    echo "Python 3.12, 3.13 or 3.14 is needed and none works here, and $reason: install one of them, or uv." >&2
+    echo "Python 3.12, 3.13 or 3.14 is needed and none works here, and $reason: install one of them." >&2
 fi
 exit 1
