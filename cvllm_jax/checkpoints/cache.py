@@ -88,9 +88,7 @@ class PreparedWeights:
             "versions": [metadata.version("gguf"), metadata.version("numpy")],
             "files": checkpoint.fingerprint,
             "rules": repr(rules),
-            "targets": [
-                (name, list(struct.shape), np.dtype(struct.dtype).name) for name, struct in targets.items()
-            ],
+            "targets": [(name, list(struct.shape), np.dtype(struct.dtype).name) for name, struct in targets.items()],
         }
         return PreparedWeights(hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32], targets)
 

@@ -98,9 +98,7 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(
-    source: str | Path, *, revision: str | None = None, progress: Progress | None = None
-) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, revision: str | None = None, progress: Progress | None = None) -> Checkpoint:
     """Open a GGUF file, a Hugging Face folder (or a safetensors file in one), or download a hub id.
 
     What exists as a path is a path; ``org/name`` is looked up on the hub otherwise.
@@ -114,8 +112,8 @@ def open_checkpoint(
     """
     path = Path(source).expanduser()
     try:
-        exists = path.exists()
-    except (OSError, ValueError):
+        exists = bool(str(source)) and path.exists()
+    except (OSError, ValueError):  # names that no file can have
         exists = False
     if not exists:
         if not _HUB_ID.fullmatch(str(source)):

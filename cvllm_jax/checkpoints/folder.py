@@ -24,9 +24,7 @@ __all__ = [
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-GET_SAFETENSORS = (
-    "get the model as safetensors, for example through https://huggingface.co/spaces/safetensors/convert"
-)
+GET_SAFETENSORS = "get the model as safetensors, for example through https://huggingface.co/spaces/safetensors/convert"
 _MAX_JSON_BYTES = 1 << 26
 _MAX_SHARDS = 4096
 

@@ -76,6 +76,10 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
     config: dict[str, Any] = {"architectures": [architecture.name], **architecture.constants}
     config |= {key: read.size(suffix) for key, suffix in _SIZES.items()}
+    if config["num_hidden_layers"] > len(tensors):
+        raise ModelLoadError(
+            f"{file.path} announces {config['num_hidden_layers']} layers but has only {len(tensors)} tensors"
+        )
     heads = config["num_attention_heads"]
     head_dim = read.optional_size("attention.key_length") or config["hidden_size"] // heads
     if head_dim < 1 or (read.optional_size("attention.value_length") or head_dim) != head_dim:
@@ -91,10 +95,6 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
     }
-    if config["num_hidden_layers"] > len(tensors):
-        raise ModelLoadError(
-            f"{file.path} announces {config['num_hidden_layers']} layers but has only {len(tensors)} tensors"
-        )
     rotated = read.optional_size("rope.dimension_count") or head_dim
     if rotated != head_dim:
         config["partial_rotary_factor"] = rotated / head_dim

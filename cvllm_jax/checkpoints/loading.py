@@ -132,7 +132,8 @@ def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> 
             where: Any = part.first + _half_order(part.rows, part.heads)[start:stop]
         else:
             where = slice(part.first + start, part.first + stop)
-        grid[where] = block
+        with np.errstate(over="ignore"):  # looked for below
+            grid[where] = block
         if grid.dtype == np.float16 and block.dtype != np.float16 and not np.isfinite(grid[where]).all():
             raise ModelLoadError(f"{part.tensor} has values outside float16's range: choose bf16 or f32")
 
@@ -154,9 +155,7 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return buffer[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def _plan(
-    checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, jax.ShapeDtypeStruct]
-) -> list[_Target]:
+def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, jax.ShapeDtypeStruct]) -> list[_Target]:
     """Match targets and tensors; every mismatch there is goes into one error."""
     missing: list[str] = []
     wrong: list[str] = []
@@ -170,9 +169,7 @@ def _plan(
         if match is None or rule is None:
             raise ModelLoadError(f"no rule says which tensors make up the weight {name}")
         layer = match.groupdict().get("i", "")
-        sources = [
-            (_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)
-        ]
+        sources = [(_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)]
         used.update(tensor for tensor, _ in sources)
         absent = [tensor for tensor, _ in sources if tensor not in checkpoint.tensors]
         if absent or not sources:
