@@ -1,0 +1,1 @@
+"""The command line: ``cvllm-jax serve | chat | generate | doctor | demo``."""

@@ -1,0 +1,193 @@
+"""``cvllm-jax doctor``: what this machine has, what is missing, and the command that fixes it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import typer
+
+import cvllm_jax
+
+__all__ = ["doctor", "folder_size", "show_bytes"]
+
+_REQUIRED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "huggingface-hub",
+    "pydantic",
+)
+_SERVER = ("starlette", "uvicorn")
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """Something missing, and what to type."""
+
+    missing: str
+    command: str
+    essential: bool = False
+
+
+def doctor() -> None:
+    """Show devices, versions, memory and cache folders, and how to get what is missing.
+
+    The exit status is 1 if something is missing without which nothing runs.
+    """
+    remedies = [*_packages(), *_devices(), *_memory(), *_caches(), *_demo_model()]
+    print()
+    if not remedies:
+        print("Nothing is missing.")
+        return
+    print("Missing:")
+    for remedy in remedies:
+        print(f"  {remedy.missing}\n    {remedy.command}")
+    if any(remedy.essential for remedy in remedies):
+        raise typer.Exit(1)
+
+
+def _packages() -> Iterator[Remedy]:
+    _section("Versions")
+    _row("cvllm-jax", cvllm_jax.__version__)
+    _row("Python", f"{platform.python_version()} ({sys.executable})")
+    _row("system", platform.platform())
+    versions = {name: _version(name) for name in (*_REQUIRED, *_SERVER)}
+    for name, version in versions.items():
+        _row(name, version or "not installed")
+    if absent := [name for name in _REQUIRED if versions[name] is None]:
+        yield Remedy(", ".join(absent), f"{_pip()} install --upgrade cvllm-jax", essential=True)
+    if absent := [name for name in _SERVER if versions[name] is None]:
+        yield Remedy(f"{' and '.join(absent)}, for the server", f"{_pip()} install 'cvllm-jax[server]'")
+
+
+def _devices() -> Iterator[Remedy]:
+    _section("Devices")
+    if _version("jax") is None:
+        _row("devices", "unknown without jax")
+        return
+    import jax
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:  # a GPU that JAX has a plugin for but cannot start
+        _row("devices", " ".join(str(error).split())[:300])
+        yield Remedy("a device that JAX can start", "JAX_PLATFORMS=cpu cvllm-jax doctor", essential=True)
+        return
+    for device in devices:
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        free = (
+            f", {show_bytes(limit - stats.get('bytes_in_use', 0))} of {show_bytes(limit)} free"
+            if limit
+            else ""
+        )
+        _row(f"{device.platform}:{device.id}", f"{device.device_kind}{free}")
+    has_nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    if has_nvidia and all(device.platform != "gpu" for device in devices):
+        yield Remedy("JAX for the NVIDIA GPU of this machine", f"{_pip()} install 'cvllm-jax[cuda]'")
+
+
+def _memory() -> Iterator[Remedy]:
+    _section("Memory")
+    _row(
+        "processors",
+        f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+    )
+    total, available = _memory_bytes()
+    if total is not None:
+        _row("memory", show_bytes(total))
+    if available is not None:
+        _row("available", show_bytes(available))
+    yield from ()
+
+
+def _caches() -> Iterator[Remedy]:
+    from cvllm_jax.checkpoints.cache import cache_dir
+
+    _section("Cache folders")
+    root = cache_dir()
+    _row("cvllm-jax", f"{root} ({show_bytes(folder_size(root))})")
+    for name, what in (("weights", "prepared weights"), ("executables", "compiled steps")):
+        _row(f"  {name}", f"{what}, {show_bytes(folder_size(root / name))}")
+    if _version("huggingface-hub") is not None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        _row("hub", f"{HF_HUB_CACHE} ({show_bytes(folder_size(Path(HF_HUB_CACHE)))})")
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        yield Remedy(f"permission to write {existing}", "export CVLLM_CACHE=FOLDER  (one that you can write)")
+
+
+def _demo_model() -> Iterator[Remedy]:
+    from cvllm_jax.checkpoints.demo import find_demo_model
+
+    _section("Demo model")
+    found = find_demo_model()
+    _row("SmolLM2", str(found) if found is not None else "not installed")
+    if found is None:
+        yield Remedy("the demo model", "cvllm-jax demo")
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below ``folder``, links not followed; 0 if there is no such folder."""
+    return sum(_sizes(os.scandir(folder))) if folder.is_dir() else 0
+
+
+def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[int]:
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _sizes(os.scandir(entry))
+        elif entry.is_file(follow_symlinks=False):
+            yield entry.stat(follow_symlinks=False).st_size
+
+
+def show_bytes(size: int) -> str:
+    """``1234567890`` as ``1.2 GB``."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _memory_bytes() -> tuple[int | None, int | None]:
+    """Total and available memory, where the system says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        return fields.get("MemTotal"), fields.get("MemAvailable")
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+    except (AttributeError, ValueError, OSError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pip() -> str:
+    return f"{sys.executable} -m pip"
+
+
+def _section(title: str) -> None:
+    print(f"\n{title}")
+
+
+def _row(name: str, value: str) -> None:
+    print(f"  {name:<16} {value}")

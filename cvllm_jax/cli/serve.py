@@ -1,0 +1,155 @@
+"""``cvllm-jax serve``: the OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import cvllm_jax
+from cvllm_jax.cli.model import model_source
+from cvllm_jax.cli.options import EngineOptions, parse_size, with_options
+from cvllm_jax.cli.progress import ProgressBars
+from cvllm_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cvllm_jax.engine.engine import InferenceEngine
+
+__all__ = ["curl_line", "serve"]
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _server(help_text: str, **settings: Any) -> Any:
+    return typer.Option(help=help_text, rich_help_panel="Server", **settings)
+
+
+@with_options(engine=EngineOptions)
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A GGUF file, a Hugging Face model folder or a hub id. Default: the demo model.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, _server("Address to listen on; 0.0.0.0 lets other machines reach the server.")
+    ] = "127.0.0.1",
+    port: Annotated[int, _server("Port to listen on; 0 takes any free one.", min=0, max=65535)] = 8000,
+    served_model_name: Annotated[
+        str | None,
+        _server(
+            "The name that clients use for the model. Default: the checkpoint's own.", show_default=False
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        _server(
+            "Want this key from every client, as 'Authorization: Bearer KEY'. Default: no key.",
+            envvar="CVLLM_API_KEY",
+            show_default=False,
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        _server(
+            "A web page's origin that may call the server from a browser, or * for all; may be repeated. "
+            "Default: none.",
+            show_default=False,
+            metavar="ORIGIN",
+        ),
+    ] = None,
+    max_body_size: Annotated[
+        int, _server("Largest request body, for example 10MB.", parser=parse_size, metavar="SIZE")
+    ] = "10MB",  # type: ignore[assignment]  # typer parses the default too
+    drain_seconds: Annotated[
+        float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)
+    ] = 3.0,
+    log_level: Annotated[
+        LogLevel, _server("How much the server logs; info has a line for each request.")
+    ] = LogLevel.WARNING,
+    *,
+    engine: EngineOptions,
+) -> None:
+    """Serve a model over HTTP with OpenAI's API. Ctrl-C ends the server."""
+    if api_key == "":
+        raise typer.BadParameter("the API key is empty", param_hint="--api-key")
+    _claim_server_package()
+    from server.app import create_app
+    from server.run import bind, run
+    from server.settings import ServerSettings
+
+    source = model_source(model)
+    settings = ServerSettings(
+        served_model_name=served_model_name,
+        api_key=api_key,
+        cors_origins=tuple(cors_origin or ()),
+        max_body_bytes=max_body_size,
+        drain_seconds=drain_seconds,
+    )
+    app = create_app(settings=settings)
+    with ProgressBars() as bars:
+
+        def report(stage: str, done: int, total: int) -> None:
+            app.state.server.report(stage, done, total)
+            bars(stage, done, total)
+
+        config = engine.config(source, report)
+        bound = bind(host, port)
+        url = _url(host, bound.getsockname()[1])
+
+        def load() -> InferenceEngine:
+            from cvllm_jax.engine.engine import InferenceEngine
+
+            return InferenceEngine.new_sync(config)
+
+        def announce(_: InferenceEngine) -> None:
+            bars.close()
+            name = app.state.server.model_name
+            print(f"{name} is ready on {url} (Ctrl-C ends the server). Try it:\n")
+            print(curl_line(url, name, has_key=api_key is not None), flush=True)
+
+        run(app, bound, load, announce, log_level)
+
+
+def curl_line(url: str, model: str, *, has_key: bool = False) -> str:
+    """A command for a POSIX shell that asks the server at ``url`` something."""
+    body = {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    key = " -H 'Authorization: Bearer YOUR_API_KEY'" if has_key else ""
+    data = shlex.quote(json.dumps(body))
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {data}"
+
+
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _claim_server_package() -> None:
+    """Make ``server`` mean the package that was installed beside cvllm_jax.
+
+    It is a common name: a ``server.py`` of the user's in the working folder or on PYTHONPATH would be
+    found first.
+    """
+    if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
+        raise ConfigError("the server needs starlette and uvicorn: pip install 'cvllm-jax[server]'")
+    folder = Path(cvllm_jax.__file__).resolve().parent.parent / "server"
+    spec = importlib.util.spec_from_file_location(
+        "server", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["server"] = package
+    spec.loader.exec_module(package)

@@ -1,0 +1,161 @@
+"""A chat completion as a stream of chunks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import aclosing, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from cvllm_jax.errors import OtherError
+from cvllm_jax.openai.chunks import Completion
+from cvllm_jax.openai.types import ChatCompletionChunk
+from cvllm_jax.params import GenerationOutput
+
+if TYPE_CHECKING:
+    from cvllm_jax.engine.stream import GenerationStream
+
+__all__ = ["ChatCompletionStream", "sync_chunks"]
+
+#: Renders the prompt and starts one engine stream a choice.
+type Start = Callable[[], Awaitable[tuple[Completion, Sequence[GenerationStream]]]]
+
+
+class ChatCompletionStream:
+    """An async iterator of :class:`ChatCompletionChunk`, awaitable to itself.
+
+    The request starts when the stream is awaited or first iterated; what is wrong with it is
+    raised there. Leaving the stream early (``aclose``, ``async with``, cancelling the task, or
+    dropping it) ends the request and frees its pages.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._streams: Sequence[GenerationStream] = ()
+        self._chunks: AsyncGenerator[ChatCompletionChunk, None] | None = None
+        self._closed = False
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._started().__await__()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        if self._closed:
+            raise StopAsyncIteration
+        await self._started()
+        assert self._chunks is not None
+        return await anext(self._chunks)
+
+    async def aclose(self) -> None:
+        """End the request, if it still runs. Safe to call twice and while another task iterates."""
+        self._closed = True
+        _cancel(self._streams)
+        chunks, self._chunks = self._chunks, None
+        if chunks is not None:
+            # It refuses while another task iterates; that task then sees the request's end.
+            with suppress(RuntimeError):
+                await chunks.aclose()
+
+    async def __aenter__(self) -> Self:
+        return await self._started()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _started(self) -> Self:
+        if self._chunks is None and not self._closed:
+            completion, self._streams = await self._start()
+            self._chunks = _chunks(completion, self._streams)
+        return self
+
+
+async def _chunks(
+    completion: Completion, streams: Sequence[GenerationStream]
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    try:
+        for index in range(len(streams)):
+            yield completion.first_chunk(index)
+        merged = _choice(completion, 0, streams[0]) if len(streams) == 1 else _merge(completion, streams)
+        async with aclosing(merged):
+            async for chunk in merged:
+                yield chunk
+        if completion.include_usage:
+            yield completion.usage_chunk([_output(stream) for stream in streams])
+    finally:
+        _cancel(streams)
+
+
+async def _choice(
+    completion: Completion, index: int, stream: GenerationStream
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    async for update in stream:
+        if (chunk := completion.token_chunk(index, update)) is not None:
+            yield chunk
+    yield completion.last_chunk(index, _output(stream))
+
+
+async def _merge(
+    completion: Completion, streams: Sequence[GenerationStream]
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    """The chunks of several choices as they come."""
+    queue: asyncio.Queue[ChatCompletionChunk | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: GenerationStream) -> None:
+        async for chunk in _choice(completion, index, stream):
+            queue.put_nowait(chunk)
+
+    async def pump_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, stream in enumerate(streams):
+                    group.create_task(pump(index, stream))
+        finally:
+            queue.put_nowait(None)
+
+    pumps = asyncio.create_task(pump_all())
+    try:
+        while (chunk := await queue.get()) is not None:
+            yield chunk
+        try:
+            await pumps
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+    finally:
+        pumps.cancel()
+
+
+def sync_chunks(completion: Completion, streams: Sequence[Any]) -> Generator[ChatCompletionChunk]:
+    """The chunks of blocking engine streams, the choices in turn: all are generated at the same time."""
+    try:
+        for index in range(len(streams)):
+            yield completion.first_chunk(index)
+        active = dict(enumerate(streams))
+        while active:
+            for index, stream in list(active.items()):
+                update = next(stream, None)
+                if update is None:
+                    yield completion.last_chunk(index, _output(stream))
+                    del active[index]
+                elif (chunk := completion.token_chunk(index, update)) is not None:
+                    yield chunk
+        if completion.include_usage:
+            yield completion.usage_chunk([_output(stream) for stream in streams])
+    finally:
+        _cancel(streams)
+
+
+def _output(stream: Any) -> GenerationOutput:
+    output: GenerationOutput | None = stream.output
+    if output is None:
+        raise OtherError("the engine ended a stream without an output")
+    return output
+
+
+def _cancel(streams: Sequence[Any]) -> None:
+    for stream in streams:
+        stream.cancel()

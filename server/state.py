@@ -1,0 +1,91 @@
+"""What the routes share: the adapter once the model is loaded, and how far loading is until then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from cvllm_jax.openai import AdapterConfig, OpenAIAdapter, model_sampling_defaults
+from server.errors import ApiError
+from server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from cvllm_jax.engine.engine import InferenceEngine
+    from starlette.requests import Request
+
+__all__ = ["ServerState", "state_of"]
+
+
+class ServerState:
+    """Loading, then ready, then stopping. One event loop's; :meth:`report` may be called anywhere."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.created = int(time.time())
+        self.draining = False
+        """No new requests."""
+        self.stopped = asyncio.Event()
+        """Running requests end."""
+        self._adapter: OpenAIAdapter | None = None
+        self._model_name: str | None = None
+        self._progress: dict[str, Any] = {"stage": "starting", "done": 0, "total": 0}
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """An ``EngineConfig.progress`` that /health shows."""
+        self._progress = {"stage": stage, "done": done, "total": total}
+
+    def ready(self, engine: InferenceEngine) -> None:
+        """Serve ``engine`` from now on, with its model's own sampling defaults."""
+        config = AdapterConfig(sampling_defaults=model_sampling_defaults(engine))
+        self._model_name = self.settings.served_model_name or engine.model_info().name
+        self._adapter = OpenAIAdapter.with_config(engine, config)
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        self.draining = True
+
+    def stop(self) -> None:
+        """End the requests that still run."""
+        self.draining = True
+        self.stopped.set()
+
+    @property
+    def adapter(self) -> OpenAIAdapter:
+        """The adapter; raises ApiError 503 while there is none and when the server stops."""
+        if self.draining:
+            raise stopping_error()
+        if self._adapter is None:
+            raise ApiError(
+                503,
+                f"The model is still loading ({self._progress['stage']}); try again soon.",
+                kind="server_error",
+                code="model_loading",
+                headers={"Retry-After": "2"},
+            )
+        return self._adapter
+
+    @property
+    def model_name(self) -> str:
+        """The id of the served model; raises as :attr:`adapter` does."""
+        assert self.adapter is not None
+        assert self._model_name is not None
+        return self._model_name
+
+    def health(self) -> dict[str, Any]:
+        """The body of /health; ``status`` is ok, loading or stopping."""
+        if self.draining:
+            return {"status": "stopping"}
+        if self._adapter is None:
+            return {"status": "loading", "progress": self._progress}
+        return {"status": "ok", "model": self._model_name}
+
+
+def stopping_error() -> ApiError:
+    return ApiError(503, "The server is shutting down.", kind="server_error", code="server_stopping")
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the application that received ``request``."""
+    state: ServerState = request.app.state.server
+    return state

@@ -1,0 +1,173 @@
+"""A stand-in for InferenceEngine whose answers a test writes down.
+
+One token is one byte of UTF-8. It has the engine's public methods that the OpenAI layer uses and hands its
+updates out through the engine's own streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import threading
+from dataclasses import dataclass
+
+from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
+from cvllm_jax.errors import GenerationError, QueueFullError, TokenizationError
+from cvllm_jax.params import (
+    EngineStats,
+    FinishReason,
+    GenerationOutput,
+    GenerationStats,
+    ModelInfo,
+    RequestHandle,
+    RequestUpdate,
+    TopLogprob,
+)
+
+
+class ByteTokenizer:
+    vocab_size = 256
+
+    def encode(self, text, allow_special=False):
+        return list(text.encode())
+
+    def decode(self, ids, skip_special=True):
+        return bytes(ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token):
+        return bytes([token])
+
+
+class PlainTemplate:
+    """role: content, one line each; remembers what it was given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def encode(self, messages, tools=None, add_generation_prompt=True, **kwargs):
+        self.calls.append((messages, kwargs))
+        if any(message["content"] == "raise!" for message in messages):
+            raise TokenizationError("the chat template raised: no such conversation")
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return list("".join(lines).encode()) + (list(b"assistant: ") if add_generation_prompt else [])
+
+
+@dataclass
+class Script:
+    """What every request is answered."""
+
+    text: str = "Hello, wörld 👋."
+    finish_reason: FinishReason = FinishReason.Stop
+    delay: float = 0.0
+    """Seconds before each token."""
+    forever: bool = False
+    """Say the text again and again until cancelled."""
+
+
+class StubEngine:
+    def __init__(self, script=None, *, context=512, generation_defaults=None, max_queue_size=64):
+        self.script = script or Script()
+        self.tokenizer = ByteTokenizer()
+        self.chat_template = PlainTemplate()
+        self.seen = []
+        self.closed = False
+        self._context = context
+        self._defaults = generation_defaults or {}
+        self._max_queue_size = max_queue_size
+        self._running = {}
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def model_info(self):
+        return ModelInfo(
+            name="org/stub", architecture="Stub", parameters=1, vocab_size=256, context_length=self._context,
+            max_sequence_length=self._context, num_layers=1, hidden_size=1, num_attention_heads=1,
+            num_key_value_heads=1, head_dim=1, dtype="f32", quantization=None, device="cpu", eos_token_ids=(0,),
+            generation_defaults=self._defaults,
+        )  # fmt: skip
+
+    def stats(self):
+        running = len(self._running)
+        return EngineStats(
+            running=running, waiting=0, pages_total=64, pages_free=64 - running, pages_cached=0,
+            requests_completed=self._count - running, prompt_tokens=0, generated_tokens=0, cached_tokens=0,
+            preemptions=0, steps=0, compilations=0,
+        )  # fmt: skip
+
+    def close(self):
+        self.closed = True
+        for cancelled in list(self._running.values()):
+            cancelled.set()
+
+    def tokenize(self, text):
+        return self.tokenizer.encode(text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    async def generate(self, prompt, params):
+        return await self.generate_stream(prompt, params).finish()
+
+    def generate_stream(self, prompt, params):
+        mailbox = Mailbox(asyncio.get_running_loop())
+        return GenerationStream(self._start(prompt, params, mailbox), mailbox, self._cancel)
+
+    def generate_stream_sync(self, prompt, params):
+        mailbox = Mailbox(None)
+        return SyncGenerationStream(self._start(prompt, params, mailbox), mailbox, self._cancel)
+
+    def _start(self, prompt, params, mailbox):
+        if any(token >= 256 for token in params.logit_bias):
+            raise GenerationError("logit_bias: there are 256 tokens", param="logit_bias")
+        with self._lock:
+            if len(self._running) >= self._max_queue_size:
+                raise QueueFullError(f"the queue is full: {self._max_queue_size} requests are waiting already")
+            self._count += 1
+            handle = RequestHandle(self._count)
+            self._running[handle.id] = cancelled = threading.Event()
+            self.seen.append((list(prompt), params))
+        threading.Thread(target=self._run, args=(prompt, params, handle, cancelled, mailbox), daemon=True).start()
+        return handle
+
+    def _cancel(self, handle):
+        if (cancelled := self._running.get(handle.id)) is not None:
+            cancelled.set()
+
+    def _run(self, prompt, params, handle, cancelled, mailbox):
+        data = list(self.script.text.encode()) or []
+        room = self._context - len(prompt)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        tokens, text, reason = [], "", self.script.finish_reason
+        while len(tokens) < len(data) or self.script.forever:
+            if cancelled.wait(self.script.delay) if self.script.delay else cancelled.is_set():
+                reason = FinishReason.Cancelled
+                break
+            if len(tokens) == limit and not self.script.forever:
+                reason = FinishReason.Length
+                break
+            token = data[len(tokens) % len(data)]
+            piece = decoder.decode(bytes([token]))
+            tokens.append(token)
+            text += piece
+            logprob = -0.5 if params.logprobs else None
+            mailbox.put(RequestUpdate.Token(token, piece, logprob, handle, self._top(token, params)))
+        output = GenerationOutput(
+            tokens=tokens,
+            text=text,
+            finish_reason=reason,
+            logprobs=[-0.5] * len(tokens) if params.logprobs else None,
+            top_logprobs=[self._top(token, params) for token in tokens] if params.logprobs else None,
+            stats=GenerationStats(prompt_tokens=len(prompt), generated_tokens=len(tokens), cached_tokens=16),
+            handle=handle,
+        )
+        with self._lock:
+            self._running.pop(handle.id)
+        mailbox.put(RequestUpdate.Completed(output, handle))
+
+    @staticmethod
+    def _top(token, params):
+        return [TopLogprob(token, -0.5), TopLogprob(255, -1.5)][: params.top_logprobs]
