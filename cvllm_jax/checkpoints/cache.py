@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cvllm_jax import __version__
 from cvllm_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class PreparedWeights:
             return None
         described = {
             "layout": _LAYOUT,
-            "versions": [metadata.version("gguf"), metadata.version("numpy")],
+            "versions": [__version__, metadata.version("gguf")],
             "files": checkpoint.fingerprint,
             "rules": repr(rules),
             "targets": [(name, list(struct.shape), np.dtype(struct.dtype).name) for name, struct in targets.items()],
@@ -94,10 +95,10 @@ class PreparedWeights:
 
     def load(self) -> dict[str, np.ndarray] | None:
         """The targets as read-only views of the mapped file; None, and no entry left, if it is not whole."""
+        if not self._folder.exists():
+            return None
         try:
             arrays = self._map()
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("dropping damaged prepared weights in %s: %s", self._folder, error)
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -75,6 +75,8 @@ class Checkpoint:
     @property
     def quantization(self) -> str | None:
         """The quantised type that most tensors are stored in, None for plain floating point."""
+        if self.format != "gguf":
+            return None  # quantised folders are refused when they are opened
         kinds = Counter(info.dtype for info in self.tensors.values() if info.dtype not in _PLAIN)
         return kinds.most_common(1)[0][0] if kinds else None
 
@@ -123,13 +125,16 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, progress
         return _open_folder(download(str(source), revision=revision, progress=progress), name=str(source))
     if revision is not None:
         raise ModelLoadError(f"a revision belongs to a hub id, but {source} is a local path")
-    if path.is_dir():
-        return _open_folder(path)
-    if path.suffix == ".safetensors":
-        return _open_folder(path.parent, weights=path.name)
-    if path.suffix.lower() in PICKLES:
-        raise ModelLoadError(f"{path} is a pickle file, which can run code when opened: {GET_SAFETENSORS}")
-    return _open_gguf(path)
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if path.suffix == ".safetensors":
+            return _open_folder(path.parent, weights=path.name)
+        if path.suffix.lower() in PICKLES:
+            raise ModelLoadError(f"{path} is a pickle file, which can run code when opened: {GET_SAFETENSORS}")
+        return _open_gguf(path)
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -163,6 +168,11 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
     eos_token_ids = eos_from_config(config, generation, folder)
     generation_defaults = sampling_from_config(generation, path)
     files = FolderWeights(folder, weights)
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(files.tensors):
+        count = len(files.tensors)
+        files.close()
+        raise ModelLoadError(f"{folder} announces {layers} layers but has only {count} tensors")
     return Checkpoint(
         name=name or folder.resolve().name,
         path=folder,

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from cvllm_jax.checkpoints.folder import GET_SAFETENSORS
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
 
@@ -33,7 +34,8 @@ _FILES = (
 def download(model: str, *, revision: str | None = None, progress: Progress | None = None) -> Path:
     """The folder with a model's files, downloaded as far as they are not there yet.
 
-    Interrupted downloads go on where they stopped. Without a network, what was downloaded before is used.
+    A broken connection is taken up where it stopped; after an interrupted download, whole files are kept.
+    Without a network, what was downloaded before is used.
 
     Arguments:
         model: ``org/name``.
@@ -66,7 +68,13 @@ def download(model: str, *, revision: str | None = None, progress: Progress | No
     except Exception as error:  # network libraries raise types of their own; all mean the same to the user
         reason = f"downloading {at} failed: {type(error).__name__} {' '.join(str(error).split())[:200]}"
     else:
-        return Path(folder)
+        names = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
+        if "config.json" not in names:
+            reason = f"{at} has no config.json: of a model of GGUF files, download one and give its path"
+        elif not names & {"model.safetensors", "model.safetensors.index.json"}:
+            reason = f"{at} has no safetensors: {GET_SAFETENSORS}"
+        else:
+            return Path(folder)
     raise ModelLoadError(reason)
 
 
