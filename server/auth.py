@@ -34,9 +34,7 @@ class ApiKeyMiddleware:
     def _allows(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         # compare_digest takes the same time wherever the first difference is
-        return (
-            hmac.compare_digest(key.strip().encode("latin-1"), self._expected) and scheme.lower() == "bearer"
-        )
+        return hmac.compare_digest(key.strip().encode("latin-1"), self._expected) and scheme.lower() == "bearer"
 
 
 def _is_api_path(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from pydantic_core import from_json
@@ -44,9 +45,7 @@ async def read_json_object(request: Request, limit: int) -> dict[str, Any]:
 def _check_content_type(request: Request) -> None:
     given = request.headers.get("content-type", "")
     kind, *parameters = (part.strip().lower() for part in given.split(";"))
-    charset = next(
-        (p.removeprefix("charset=").strip('"') for p in parameters if p.startswith("charset=")), "utf-8"
-    )
+    charset = next((p.removeprefix("charset=").strip('"') for p in parameters if p.startswith("charset=")), "utf-8")
     if kind != "application/json" or charset not in ("utf-8", "utf8"):
         shown = f"'{given[:100]}'" if given else "missing"
         raise ApiError(
@@ -55,40 +54,37 @@ def _check_content_type(request: Request) -> None:
             code="unsupported_content_type",
         )
     if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
-        raise ApiError(
-            415, f"The Content-Encoding '{encoding[:50]}' is not supported.", code="unsupported_encoding"
-        )
+        raise ApiError(415, f"The Content-Encoding '{encoding[:50]}' is not supported.", code="unsupported_encoding")
 
 
 async def _read(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        await _discard(request, limit)
-        raise _too_large(limit)
-    chunks = bytearray()
-    async for chunk in request.stream():
-        chunks += chunk
-        if len(chunks) > limit:
-            del chunks[:]
+    body = bytearray()
+    over = declared.isdigit() and int(declared) > limit
+    more = True
+    while more and not over:
+        chunk, more = await _receive(request)
+        body += chunk
+        over = len(body) > limit
+    if over:
+        if more:
             await _discard(request, limit)
-            raise _too_large(limit)
-    return bytes(chunks)
+        raise ApiError(413, f"The body is larger than this server's limit of {limit} bytes.", code="body_too_large")
+    return bytes(body)
+
+
+async def _receive(request: Request) -> tuple[bytes, bool]:
+    """The next piece of the body, and whether there is more."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def _discard(request: Request, limit: int) -> None:
-    dropped = 0
-    try:
+    dropped, more = 0, True
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_SECONDS):
-            while dropped < limit * _DISCARD_FACTOR:
-                message = await request.receive()
-                dropped += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except (TimeoutError, ClientDisconnect):
-        return
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, f"The body is larger than this server's limit of {limit} bytes.", code="body_too_large"
-    )
+            while more and dropped < limit * _DISCARD_FACTOR:
+                chunk, more = await _receive(request)
+                dropped += len(chunk)

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,7 +20,6 @@ from cvllm_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from cvllm_jax.engine.engine import InferenceEngine
-
     from server.state import ServerState
 
 __all__ = ["bind", "run"]
@@ -82,7 +81,8 @@ async def _serve(
 ) -> None:
     loading = _load_in_thread(load)
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
-    await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
+    both: tuple[asyncio.Future[Any], ...] = (loading, serving)
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         await serving
         # Loading cannot be interrupted, and unloading the interpreter under a running compiler

@@ -59,6 +59,9 @@ class EventStream(Response):
         try:
             async for chunk in self._stream:
                 await self._write(send, f"data: {chunk.model_dump_json()}\n\n")
+                # Neither line above waits while chunks are at hand and the socket takes them: other
+                # clients, and the news that this one is gone, get their turn here.
+                await asyncio.sleep(0)
         except OSError:
             return  # the client is gone; IoError of this library is no error of a running request
         except Exception as error:

@@ -11,8 +11,9 @@ from server.errors import ApiError
 from server.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from cvllm_jax.engine.engine import InferenceEngine
     from starlette.requests import Request
+
+    from cvllm_jax.engine.engine import InferenceEngine
 
 __all__ = ["ServerState", "state_of"]
 

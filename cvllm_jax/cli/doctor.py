@@ -87,11 +87,7 @@ def _devices() -> Iterator[Remedy]:
     for device in devices:
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
-        free = (
-            f", {show_bytes(limit - stats.get('bytes_in_use', 0))} of {show_bytes(limit)} free"
-            if limit
-            else ""
-        )
+        free = f", {show_bytes(limit - stats.get('bytes_in_use', 0))} of {show_bytes(limit)} free" if limit else ""
         _row(f"{device.platform}:{device.id}", f"{device.device_kind}{free}")
     has_nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if has_nvidia and all(device.platform != "gpu" for device in devices):

@@ -53,12 +53,8 @@ def generate(
             messages = [Message.user(text)]
             if system is not None:
                 messages.insert(0, Message.system(system))
-            request = ChatCompletionRequest.parse(
-                {"model": "local", "messages": messages, **sampling.request_fields()}
-            )
-            pieces = (
-                chunk.choices[0].delta.content or "" for chunk in adapter.chat_completion_stream_sync(request)
-            )
+            request = ChatCompletionRequest.parse({"model": "local", "messages": messages, **sampling.request_fields()})
+            pieces = (chunk.choices[0].delta.content or "" for chunk in adapter.chat_completion_stream_sync(request))
         for piece in pieces:
             print(piece, end="", flush=True)
         print()

@@ -57,9 +57,7 @@ class EngineOptions:
     ] = None
     dtype: Annotated[
         str | None,
-        _engine(
-            "Type of weights and KV cache: auto, bf16, f16, f32. Default: auto, bf16 where the device has it."
-        ),
+        _engine("Type of weights and KV cache: auto, bf16, f16, f32. Default: auto, bf16 where the device has it."),
     ] = None
     max_batch_size: Annotated[
         int | None, _engine("Sequences that decode together; further requests wait. Default: 16.")
@@ -81,9 +79,9 @@ class EngineOptions:
     no_chunked_prefill: Annotated[
         bool, _engine("Read long prompts in one go. Answers that are running wait meanwhile.")
     ] = False
-    no_prefix_caching: Annotated[
-        bool, _engine("Do not reuse the KV cache of earlier prompts that begin alike.")
-    ] = False
+    no_prefix_caching: Annotated[bool, _engine("Do not reuse the KV cache of earlier prompts that begin alike.")] = (
+        False
+    )
     no_cuda_graph: Annotated[bool, _engine("Do not record steps as CUDA graphs.")] = False
     page_size: Annotated[
         int | None, _engine("Tokens in one page of the KV cache, a power of two up to 256. Default: 16.")
@@ -94,9 +92,7 @@ class EngineOptions:
     no_warmup: Annotated[
         bool, _engine("Start at once and compile each step when it is first needed; early requests are slow.")
     ] = False
-    no_compilation_cache: Annotated[
-        bool, _engine("Do not keep compiled steps on disk for the next start.")
-    ] = False
+    no_compilation_cache: Annotated[bool, _engine("Do not keep compiled steps on disk for the next start.")] = False
     revision: Annotated[str | None, _engine("Branch, tag or commit, for a model from the hub.")] = None
 
     def config(self, model_path: str, progress: Progress | None = None) -> EngineConfig:
@@ -131,9 +127,7 @@ class SamplingOptions:
         float | None, _sampling("Choose among the likeliest tokens that together have this probability.")
     ] = None
     top_k: Annotated[int | None, _sampling("Choose among this many of the likeliest tokens.")] = None
-    min_p: Annotated[
-        float | None, _sampling("Drop tokens less likely than this fraction of the likeliest one.")
-    ] = None
+    min_p: Annotated[float | None, _sampling("Drop tokens less likely than this fraction of the likeliest one.")] = None
     repetition_penalty: Annotated[
         float | None, _sampling("Above 1 makes tokens that occurred already less likely.")
     ] = None

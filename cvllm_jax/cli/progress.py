@@ -40,7 +40,8 @@ class ProgressBars:
 
     def close(self) -> None:
         """Take the bars away. What is reported later is not drawn."""
-        self._bars.stop()
+        if self._bars.live.is_started:  # else stopping prints an empty line
+            self._bars.stop()
 
     def __enter__(self) -> Self:
         if self._is_terminal:

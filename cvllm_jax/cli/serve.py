@@ -44,15 +44,11 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[
-        str, _server("Address to listen on; 0.0.0.0 lets other machines reach the server.")
-    ] = "127.0.0.1",
+    host: Annotated[str, _server("Address to listen on; 0.0.0.0 lets other machines reach the server.")] = "127.0.0.1",
     port: Annotated[int, _server("Port to listen on; 0 takes any free one.", min=0, max=65535)] = 8000,
     served_model_name: Annotated[
         str | None,
-        _server(
-            "The name that clients use for the model. Default: the checkpoint's own.", show_default=False
-        ),
+        _server("The name that clients use for the model. Default: the checkpoint's own.", show_default=False),
     ] = None,
     api_key: Annotated[
         str | None,
@@ -74,9 +70,7 @@ def serve(
     max_body_size: Annotated[
         int, _server("Largest request body, for example 10MB.", parser=parse_size, metavar="SIZE")
     ] = "10MB",  # type: ignore[assignment]  # typer parses the default too
-    drain_seconds: Annotated[
-        float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)
-    ] = 3.0,
+    drain_seconds: Annotated[float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)] = 3.0,
     log_level: Annotated[
         LogLevel, _server("How much the server logs; info has a line for each request.")
     ] = LogLevel.WARNING,

@@ -48,9 +48,7 @@ class AdapterConfig:
 def model_sampling_defaults(engine: InferenceEngine) -> dict[str, Any]:
     """What the files of the engine's model recommend, as ``AdapterConfig.sampling_defaults``."""
     recommended = engine.model_info().generation_defaults
-    defaults = {
-        name: recommended[name] for name in SAMPLING_DEFAULT_NAMES if recommended.get(name) is not None
-    }
+    defaults = {name: recommended[name] for name in SAMPLING_DEFAULT_NAMES if recommended.get(name) is not None}
     if defaults.get("top_k") == 0:  # generation_config.json's way to turn it off
         del defaults["top_k"]
     return defaults
@@ -157,9 +155,7 @@ class OpenAIAdapter:
         check_length(request, len(prompt), self._engine.model_info().max_sequence_length)
         return prompt, params
 
-    async def _generate_all(
-        self, prompt: list[int], params: list[GenerationParams]
-    ) -> list[GenerationOutput]:
+    async def _generate_all(self, prompt: list[int], params: list[GenerationParams]) -> list[GenerationOutput]:
         if len(params) == 1:
             return [await self._engine.generate(prompt, params[0])]
         try:

@@ -52,9 +52,7 @@ def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
 def _template_message(message: Message, param: str) -> dict[str, Any]:
     if message.role == "tool" and not message.tool_call_id:
         raise _missing(f"{param}.tool_call_id")
-    if message.content is None and not (
-        message.role == "assistant" and (message.tool_calls or message.refusal)
-    ):
+    if message.content is None and not (message.role == "assistant" and (message.tool_calls or message.refusal)):
         raise _missing(f"{param}.content")
     plain = message.model_dump(exclude_none=True)
     plain["content"] = _text(message, param)
@@ -71,8 +69,7 @@ def _text(message: Message, param: str) -> str:
         return message.content
     # Templates of text-only models print content as it is. A line break keeps parts apart.
     return "\n".join(
-        _part_text(part, message.role, f"{param}.content[{index}]")
-        for index, part in enumerate(message.content)
+        _part_text(part, message.role, f"{param}.content[{index}]") for index, part in enumerate(message.content)
     )
 
 
@@ -91,6 +88,4 @@ def _part_text(part: ContentPart, role: str, param: str) -> str:
 
 
 def _missing(param: str) -> RequestError:
-    return RequestError(
-        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-    )
+    return RequestError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")

@@ -71,20 +71,14 @@ def _sentence(param: str, item: ErrorDetails, same_place: list[ErrorDetails]) ->
     if kind == "missing":
         return f"Missing required parameter: '{param}'.", "missing_required_parameter"
     if kind in _EXPECTED:
-        expected = dict.fromkeys(
-            _EXPECTED[other["type"]] for other in same_place if other["type"] in _EXPECTED
-        )
+        expected = dict.fromkeys(_EXPECTED[other["type"]] for other in same_place if other["type"] in _EXPECTED)
         wanted = "one of " + " or ".join(expected) if len(expected) > 1 else next(iter(expected))
         return (
             f"Invalid type for '{param}': expected {wanted}, but got {_kind(value)} instead.",
             "invalid_type",
         )
     if kind in ("greater_than_equal", "less_than_equal", "greater_than"):
-        number = (
-            "integer"
-            if isinstance(value, int) and isinstance(next(iter(context.values())), int)
-            else "decimal"
-        )
+        number = "integer" if isinstance(value, int) and isinstance(next(iter(context.values())), int) else "decimal"
         low = kind != "less_than_equal"
         sign = {"greater_than_equal": ">=", "less_than_equal": "<=", "greater_than": ">"}[kind]
         return (

@@ -1,5 +1,4 @@
 import pytest
-
 from stub_engine import StubEngine
 
 

@@ -119,9 +119,7 @@ def test_a_failed_generation_is_an_error_of_its_own():
 
 def test_content_parts_are_joined_and_developers_are_systems(stub):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    OpenAIAdapter(stub).chat_completion_sync(
-        request(Message.developer("be brief"), {"role": "user", "content": parts})
-    )
+    OpenAIAdapter(stub).chat_completion_sync(request(Message.developer("be brief"), {"role": "user", "content": parts}))
     assert bytes(stub.seen[0][0]) == b"system: be brief\nuser: one\ntwo\nassistant: "
 
 
@@ -234,8 +232,8 @@ def test_cancelling_the_task_frees_the_request():
 
     async def scenario():
         task = asyncio.create_task(adapter.chat_completion(request(n=2)))
-        while stub.stats().running < 2:
-            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        assert stub.stats().running == 2
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
