@@ -25,7 +25,8 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 GET_SAFETENSORS = "get the model as safetensors, for example through https://huggingface.co/spaces/safetensors/convert"
-_MAX_JSON_BYTES = 1 << 26
+_MAX_JSON_BYTES = 1 << 25
+_MAX_JSON_CONTAINERS = 100_000
 _MAX_SHARDS = 4096
 
 
@@ -128,6 +129,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelLoadError(f"cannot read {path}: {error.strerror}") from None
     if len(content) > _MAX_JSON_BYTES:
         raise ModelLoadError(f"{path} is over the limit of {_MAX_JSON_BYTES} bytes")
+    # counted first, because empty lists take thirty times their size once they are parsed
+    if content.count(b"{") + content.count(b"[") > _MAX_JSON_CONTAINERS:
+        raise ModelLoadError(f"{path} has more lists and objects than the limit of {_MAX_JSON_CONTAINERS}")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

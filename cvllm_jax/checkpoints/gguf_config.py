@@ -178,8 +178,9 @@ def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
     if "rope_freqs.weight" in read.file.tensors:
         if kind not in (None, "none"):
             raise ModelLoadError(f"{read.file.path}: rope factors with {kind} scaling are not supported")
-        factors = read.file.read("rope_freqs.weight").reshape(-1)
-        if factors.size > 1024 or not np.all(np.isfinite(factors) & (factors > 0)):
+        count = math.prod(read.file.tensors["rope_freqs.weight"].shape)
+        factors = read.file.read("rope_freqs.weight").reshape(-1) if count <= 1024 else np.zeros(1)
+        if not np.all(np.isfinite(factors) & (factors > 0)):
             raise ModelLoadError(f"{read.file.path}: rope_freqs.weight holds no usable factors")
         return {"rope_type": "factors", "factors": factors.tolist()}
     if kind in (None, "none"):

@@ -31,6 +31,7 @@ _MIN_ENTRY_BYTES = 8 + 4 + 1  # an empty key, a type, one byte of value
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # an empty name, dimension count, one dimension, type, offset
 _MAX_ELEMENTS = 1 << 22  # of all arrays together; the largest vocabularies with their merges have 1.1 million
 _MAX_HEADER_BYTES = 1 << 28
+_MAX_COUNT = 1 << 16  # of metadata entries, of tensors, and of arrays within arrays
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 4  # GGML's own limit
 _MAX_NAME_BYTES = 65_535
@@ -81,13 +82,18 @@ class HeaderReader:
         self._tensor_count = self._integer("<Q")
         self._entry_count = self._integer("<Q")
         self._elements_left = _MAX_ELEMENTS
+        self._arrays_left = _MAX_COUNT
         self.data_start = 0
         left = self._end - self._at
-        if self._entry_count > left // _MIN_ENTRY_BYTES or self._tensor_count > left // _MIN_TENSOR_BYTES:
-            self._fail(
-                f"it announces {self._entry_count} metadata entries and {self._tensor_count} tensors, "
-                f"more than its {self._size} bytes can hold"
-            )
+        for count, what, smallest in (
+            (self._entry_count, "metadata entries", _MIN_ENTRY_BYTES),
+            (self._tensor_count, "tensors", _MIN_TENSOR_BYTES),
+        ):
+            if count > min(left // smallest, _MAX_COUNT):
+                self._fail(
+                    f"it announces {count} {what}, more than its {self._size} bytes can hold or "
+                    f"the limit of {_MAX_COUNT}"
+                )
 
     def _fail(self, problem: str) -> NoReturn:
         raise ModelLoadError(f"the GGUF file {self._path} is damaged: {problem}")
@@ -138,9 +144,14 @@ class HeaderReader:
         if count > self._elements_left:
             self._fail(f"the array {_short(key)} of {count} elements goes over the limit of {_MAX_ELEMENTS}")
         self._elements_left -= count
+        if kind in (_STRING, _ARRAY) and count > (self._end - self._at) // 8:
+            self._fail(f"the array {_short(key)} has {count} items, more than the file can hold")
         if kind == _STRING:
             return self._strings(count, key)
         if kind == _ARRAY:
+            self._arrays_left -= count
+            if self._arrays_left < 0:
+                self._fail(f"the array {_short(key)} goes over the limit of {_MAX_COUNT} arrays in arrays")
             return [self._value(_ARRAY, key, depth + 1) for _ in range(count)]
         return self._numbers(kind, count, key)
 

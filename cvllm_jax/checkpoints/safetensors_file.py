@@ -33,7 +33,8 @@ _BITS: Final[Mapping[str, int]] = {
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32,
     "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-_MAX_HEADER_BYTES = 1 << 24  # 100,000 tensors; real headers have up to a few hundred kilobytes
+_MAX_HEADER_BYTES = 1 << 23  # real headers have up to a few hundred kilobytes
+_MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 8
 
 
@@ -118,8 +119,12 @@ class SafetensorsFile:
         if length > _MAX_HEADER_BYTES:
             self._fail(f"its header has {length} bytes, more than the limit of {_MAX_HEADER_BYTES}")
         self._data_start = 8 + length
+        raw = self._map[8 : 8 + length]
+        # a tensor has three of these; counted first, because a parsed header takes thirty times its size
+        if raw.count(b"{") + raw.count(b"[") > 3 * _MAX_TENSORS:
+            self._fail(f"its header describes more than the limit of {_MAX_TENSORS} tensors")
         try:
-            header = json.loads(self._map[8 : 8 + length].decode("utf-8"), object_pairs_hook=_no_duplicates)
+            header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
         except (ValueError, RecursionError) as error:
             self._fail(f"its header is not valid JSON ({str(error)[:80]})")
         if not isinstance(header, dict):

@@ -52,7 +52,8 @@ def entry(dtype="F32", shape=(4, 4), offsets=(0, 64)):
 DAMAGED = {
     "short": b"abc",
     "header longer than the file": struct.pack("<Q", 2**63) + b"{}",
-    "header longer than the limit": struct.pack("<Q", 2**25) + bytes(2**25),
+    "header longer than the limit": struct.pack("<Q", 2**24) + bytes(2**24),
+    "header of empty lists": handmade(b"[" + b"[]," * 2_000_000 + b"[]]"),
     "not JSON": handmade(b"{nope"),
     "not UTF-8": handmade(b'{"\xff": 1}'),
     "nested JSON": handmade(b"[" * 100_000),
