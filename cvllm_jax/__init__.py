@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         TopLogprob,
     )
 
-__all__ = [  # noqa: PLE0604 - literal for type checkers, checked against _HOMES by a test
+__all__ = [
     "CancelledError",
     "ConfigError",
     "DType",

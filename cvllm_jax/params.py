@@ -118,7 +118,6 @@ class FinishReason:
     """
 
     __slots__ = ()
-    name: str
 
     Stop: ClassVar[FinishReason]
     Length: ClassVar[FinishReason]
@@ -126,19 +125,27 @@ class FinishReason:
     StopSequence: ClassVar[type[_StopSequence]]
     Error: ClassVar[type[_FinishError]]
 
+    @property
+    def name(self) -> str:
+        """The kind: ``"Stop"``, ``"Length"``, ``"StopSequence"``, ``"Cancelled"`` or ``"Error"``."""
+        return "StopSequence" if isinstance(self, _StopSequence) else "Error"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Plain(FinishReason):
-    name: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return self.kind
 
     def __repr__(self) -> str:
-        return f"FinishReason.{self.name}"
+        return f"FinishReason.{self.kind}"
 
 
 @dataclass(frozen=True, slots=True)
 class _StopSequence(FinishReason):
     value: str
-    name: ClassVar[str] = "StopSequence"
 
     def __repr__(self) -> str:
         return f"FinishReason.StopSequence({self.value!r})"
@@ -147,7 +154,6 @@ class _StopSequence(FinishReason):
 @dataclass(frozen=True, slots=True)
 class _FinishError(FinishReason):
     message: str
-    name: ClassVar[str] = "Error"
 
     def __repr__(self) -> str:
         return f"FinishReason.Error({self.message!r})"
@@ -287,6 +293,7 @@ class ModelInfo:
     head_dim: int
     dtype: str
     quantization: str | None
+    """Quantised type that the checkpoint stores, such as ``"Q4_1"``; it is computed with in ``dtype``."""
     device: str
     eos_token_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -318,8 +325,9 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise GenerationError(f"{name} must be a number, not {value!r}", param=name)
     if math.isnan(value) or value > high or value < low or (open_low and value == low) or math.isinf(value):
-        interval = f"{'above' if open_low else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
-        raise GenerationError(f"{name} must be {interval}, not {value}", param=name)
+        least = f"{'above' if open_low else 'at least'} {low:g}"
+        most = "" if math.isinf(high) else f" and at most {high:g}"
+        raise GenerationError(f"{name} must be {least}{most}, not {value}", param=name)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:

@@ -6,7 +6,8 @@ One vector means one transfer a step. Floats travel as their bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence as Items
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import jax
@@ -35,7 +36,7 @@ class Layout:
     def new(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """A vector of zeros and views of its fields to fill."""
         vector = np.zeros(self.size, np.int32)
-        views = {name: vector[at].view(kind).reshape(shape) for name, (at, shape, kind) in self._fields.items()}
+        views: dict[str, np.ndarray] = {name: vector[at].view(kind).reshape(shape) for name, (at, shape, kind) in self._fields.items()}
         return vector, views
 
     def unpack(self, vector: Int[Array, "L"]) -> dict[str, jax.Array]:

@@ -14,7 +14,7 @@ from cvllm_jax.config import ConfigSettings, EngineConfig
 from cvllm_jax.engine.loading import load
 from cvllm_jax.engine.loop import Driver, EngineLoop
 from cvllm_jax.engine.pages import PageAllocator
-from cvllm_jax.engine.runner import MAX_BIAS, MAX_END_TOKENS
+from cvllm_jax.engine.runner import MAX_BIAS, MAX_END_TOKENS, Runner
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sequence
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
@@ -166,6 +166,11 @@ class InferenceEngine:
         self._loop.cancel(handle.id)
 
     # --- what there is ---
+
+    @property
+    def runner(self) -> Runner:
+        """The compiled steps and the device's buffers."""
+        return self._loop.runner
 
     def model_info(self) -> ModelInfo:
         return self._info

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -145,7 +145,7 @@ def _info(
         num_key_value_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
         dtype=str(jnp.dtype(dtype)),
-        quantization=None,
+        quantization=checkpoint.quantization,
         device=str(device),
         eos_token_ids=tuple(checkpoint.eos_token_ids),
         generation_defaults=dict(checkpoint.generation_defaults),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.config import Progress
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
-from cvllm_jax.engine.plan import Plan, SamplingSettings, StepOutput
+from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
 from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import SamplerState, admit, empty_state, sample
 from cvllm_jax.engine.sequence import Sampled
@@ -102,11 +104,16 @@ class Runner:
 
     def reset(self) -> None:
         """New, empty buffers: at the start, and after a step that raised."""
-        c, s = self.config, self.settings
-        shape = (s.num_pages, c.num_key_value_heads, s.page_size, c.head_dim)
-        zeros = partial(jnp.zeros, shape, s.cache_dtype, device=self._cache_sharding)
-        self._cache = tuple((zeros(), zeros()) for _ in range(c.num_layers))
-        self._state = jax.device_put(empty_state(s.max_batch_size + 1, c.vocab_size), self._replicated)
+        self._cache = self.new_cache(self.settings.num_pages)
+        state = empty_state(self.settings.max_batch_size + 1, self.config.vocab_size)
+        self._state = jax.device_put(state, self._replicated)
+
+    def new_cache(self, num_pages: int) -> tuple[LayerCache, ...]:
+        """Zeroed pages for every layer."""
+        c = self.config
+        shape = (num_pages, c.num_key_value_heads, self.settings.page_size, c.head_dim)
+        zeros = partial(jnp.zeros, shape, self.settings.cache_dtype, device=self._cache_sharding)
+        return tuple((zeros(), zeros()) for _ in range(c.num_layers))
 
     def close(self) -> None:
         """Let go of weights and buffers."""
@@ -169,18 +176,21 @@ class Runner:
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load every step and run each once, on padding."""
-        jobs = [
-            *(lambda layout=layout: self._run(self._prefill_program(layout), layout.pack([])) for layout in self._prefill_layouts),
-            *(lambda layout=layout: self._run(self._decode_program(layout), layout.pack([])) for layout in self._decode_layouts),
-        ]  # fmt: skip
-        total = len(jobs) + 1
-        for done, job in enumerate(jobs):
+        total = len(self._prefill_layouts) + len(self._decode_layouts) + 1
+
+        def report(done: int) -> None:
             if progress is not None:
-                progress("compile", done, total)
-            jax.block_until_ready(job())
+                progress("compiling steps", done, total)
+
+        report(0)
+        for done, prefill in enumerate(self._prefill_layouts, 1):
+            jax.block_until_ready(self._run(self._prefill_program(prefill), prefill.pack([])))
+            report(done)
+        for done, decode in enumerate(self._decode_layouts, 1 + len(self._prefill_layouts)):
+            jax.block_until_ready(self._run(self._decode_program(decode), decode.pack([])))
+            report(done)
         self._admit_program()
-        if progress is not None:
-            progress("compile", total, total)
+        report(total)
 
     def _run(self, program: Any, vector: np.ndarray) -> jax.Array:
         self._cache, self._state, out = program(
@@ -195,19 +205,27 @@ class Runner:
         for admission in plan.admissions:
             vector = jax.device_put(self._admit_layout.pack(admission), self._replicated)
             self._cache, self._state = self._admit_program()(self._leaves, self._cache, self._state, vector)
-        decode = None
-        if plan.decode:
-            layout = next(layout for layout in self._decode_layouts if layout.rows >= len(plan.decode))
-            out = self._run(self._decode_program(layout), layout.pack(plan.decode))
-            decode = (out, [row.sampling for row in plan.decode])
-        prefill = []
+        return DispatchedStep(self._dispatch_decode(plan.decode), self._dispatch_prefill(plan.prefill))
+
+    def _dispatch_decode(self, rows: tuple[DecodeRow, ...]) -> tuple[jax.Array, list[SamplingSettings]] | None:
+        if not rows:
+            return None
+        layout = next(layout for layout in self._decode_layouts if layout.rows >= len(rows))
+        out = self._run(self._decode_program(layout), layout.pack(rows))
+        return out, [row.sampling for row in rows]
+
+    def _dispatch_prefill(
+        self, blocks: tuple[PrefillBlock, ...]
+    ) -> list[tuple[jax.Array, list[tuple[int, SamplingSettings]]]]:
+        """One program, or several where a prompt is taken whole and is longer than the largest."""
+        dispatched = []
         largest = self._prefill_layouts[-1].blocks
-        for first in range(0, len(plan.prefill), largest):
-            blocks = plan.prefill[first : first + largest]
-            layout = next(layout for layout in self._prefill_layouts if layout.blocks >= len(blocks))
-            out = self._run(self._prefill_program(layout), layout.pack(blocks))
-            prefill.append((out, [(i, block.sampling) for i, block in enumerate(blocks) if block.choose]))
-        return DispatchedStep(decode, prefill)
+        for first in range(0, len(blocks), largest):
+            part = blocks[first : first + largest]
+            layout = next(layout for layout in self._prefill_layouts if layout.blocks >= len(part))
+            out = self._run(self._prefill_program(layout), layout.pack(part))
+            dispatched.append((out, [(i, block.sampling) for i, block in enumerate(part) if block.choose]))
+        return dispatched
 
     def read(self, step: DispatchedStep) -> StepOutput:
         """Wait for a step's tokens."""

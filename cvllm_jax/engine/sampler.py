@@ -118,11 +118,13 @@ def _draw(logits: Float[Array, "R V"], greedy: Int[Array, "R"], batch: SamplingB
     scaled = (logits - top) / jnp.where(batch.temperature > 0, batch.temperature, 1.0)[:, None]
     vocab_size = logits.shape[-1]
     by_count = (batch.top_k > 0) & (batch.top_k < vocab_size)
-    kept = lax.cond(
-        jnp.any(by_count),
-        lambda: jnp.where(by_count[:, None], _top(scaled, jnp.ones_like(scaled), batch.top_k.astype(jnp.float32)), True),
-        lambda: jnp.ones(scaled.shape, bool),
-    )
+
+    def top_k() -> jax.Array:
+        return jnp.where(
+            by_count[:, None], _top(scaled, jnp.ones_like(scaled), batch.top_k.astype(jnp.float32)), True
+        )
+
+    kept = lax.cond(jnp.any(by_count), top_k, lambda: jnp.ones(scaled.shape, bool))
     by_mass = batch.top_p < 1.0
 
     def top_p() -> jax.Array:

@@ -81,7 +81,7 @@ class Scheduler:
         sequences: list[Sequence] = []
         rows: list[DecodeRow] = []
         for sequence in list(self.running):
-            if sequence.state is not State.RUNNING or sequence.complete or sequence.computed != sequence.length - 1:
+            if sequence.state is not State.RUNNING or not sequence.prefilled or sequence.complete:
                 continue
             if sequence.computed // self._page_size == len(sequence.pages) and not self._grow(sequence):
                 continue
@@ -113,8 +113,7 @@ class Scheduler:
     def _plan_prefill(self, admissions: list[Admission], *, may_admit: bool) -> Iterator[tuple[Sequence, PrefillBlock]]:
         """Blocks for prompts in order of arrival. None takes over half of the budget while others wait for a part."""
         budget = self._budget
-        started = [s for s in self.running if s.computed < len(s.tokens) and s.pending == 0]
-        candidates = deque(started)
+        candidates = deque(s for s in self.running if not s.prefilled)
         share = max(self._block, budget // 2) if self._chunked else None
         behind: list[Sequence] = []
         while budget > 0:
@@ -128,7 +127,7 @@ class Scheduler:
             for block in self._blocks(sequence, limit):
                 budget -= len(block.tokens)
                 yield sequence, block
-            if sequence.computed < len(sequence.tokens):
+            if not sequence.prefilled:
                 behind.append(sequence)
         for sequence in behind:  # what the others left over
             for block in self._blocks(sequence, budget):
@@ -138,7 +137,7 @@ class Scheduler:
     def _blocks(self, sequence: Sequence, limit: int) -> Iterator[PrefillBlock]:
         """The next blocks of a prompt, at most ``limit`` tokens."""
         assert sequence.slot is not None
-        while limit > 0 and sequence.computed < len(sequence.tokens):
+        while limit > 0 and not sequence.prefilled:
             start = sequence.computed
             stop = min(start + min(self._block, limit), len(sequence.tokens))
             choose = stop == len(sequence.tokens)
@@ -154,6 +153,7 @@ class Scheduler:
             )
             sequence.computed = stop
             sequence.pending += choose
+            sequence.prefilled = choose
             self._register(sequence)
             yield block
 
@@ -262,6 +262,7 @@ class Scheduler:
         self.pages.release(sequence.pages)
         sequence.slot = None
         sequence.pages = []
+        sequence.prefilled = False
         sequence.computed = sequence.registered = 0
 
     def _enqueue(self, sequence: Sequence) -> None:

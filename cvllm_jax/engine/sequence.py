@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Sequence as Tokens
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,7 +48,7 @@ class Sampled:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """State of one request. The scheduler owns ``state``, ``slot``, ``pages``, ``computed`` and ``pending``."""
+    """State of one request. The scheduler owns the fields from ``state`` to ``cached_tokens``."""
 
     handle: RequestHandle
     params: GenerationParams
@@ -68,8 +69,10 @@ class Sequence:
     hashes: list[BlockHash] = field(default_factory=list)
     computed: int = 0
     """Tokens whose keys and values are in the cache, or will be by a step that is dispatched."""
+    prefilled: bool = False
+    """All known tokens are computed and the last one chosen is on the device: the sequence decodes."""
     pending: int = 0
-    """Tokens chosen by dispatched steps and not read yet: at most 2 (one step is dispatched before the last is read)."""
+    """Tokens chosen by dispatched steps and not read yet: at most 2, as one step is dispatched ahead."""
     registered: int = 0
     """Pages handed to the prefix cache."""
     cached_tokens: int = 0

@@ -43,7 +43,7 @@ class LlamaConfig:
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> LlamaConfig:
-        """From the keys of a Hugging Face ``config.json``; an option that would change the result is refused by name."""
+        """From the keys of a Hugging Face ``config.json``; options that are not ported are refused."""
         read = ConfigReader(config)
         read.require("hidden_act", "silu")
         read.require("pretraining_tp", 1)

@@ -6,12 +6,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 __all__ = ["Embedding", "Linear", "project"]
 
 
-def project(x: Float[Array, "T I"], weight: Float[Array, "O I"], out_dtype: jnp.dtype | None = None) -> Float[Array, "T O"]:
+def project(
+    x: Float[Array, "T I"], weight: Float[Array, "O I"], out_dtype: DTypeLike | None = None
+) -> Float[Array, "T O"]:
     """``x @ weight.T`` without a transpose: contracts the last axis of both."""
     return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype or x.dtype)
 
