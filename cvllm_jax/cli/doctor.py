@@ -84,11 +84,18 @@ def _devices() -> Iterator[Remedy]:
         _row("devices", " ".join(str(error).split())[:300])
         yield Remedy("a device that JAX can start", "JAX_PLATFORMS=cpu cvllm-jax doctor", essential=True)
         return
+    from cvllm_jax.engine.devices import CPU_SHARE, CPU_TOKENS, GPU_SHARE, available_memory
+
     for device in devices:
-        stats = device.memory_stats() or {}
-        limit = stats.get("bytes_limit")
-        free = f", {show_bytes(limit - stats.get('bytes_in_use', 0))} of {show_bytes(limit)} free" if limit else ""
-        _row(f"{device.platform}:{device.id}", f"{device.device_kind}{free}")
+        name, stats = f"{device.platform}:{device.id}", device.memory_stats() or {}
+        if "bytes_limit" in stats:
+            free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+            _row(name, f"{device.device_kind}, {show_bytes(free)} of {show_bytes(stats['bytes_limit'])} free")
+            _row("", f"KV cache by default: {GPU_SHARE:.0%} of what the weights leave")
+        else:
+            _row(name, device.device_kind)
+            most = show_bytes(int(available_memory() * CPU_SHARE))
+            _row("", f"KV cache by default: up to {most} and {CPU_TOKENS:,} tokens")
     has_nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if has_nvidia and all(device.platform != "gpu" for device in devices):
         yield Remedy("JAX for the NVIDIA GPU of this machine", f"{_pip()} install 'cvllm-jax[cuda]'")
