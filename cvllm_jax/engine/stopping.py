@@ -8,7 +8,10 @@ __all__ = ["StopStrings"]
 
 
 class StopStrings:
-    """Passes text on, holding back any tail that may be the beginning of a stop string."""
+    """Passes text on, holding back any tail that may be the beginning of a stop string.
+
+    The stop string that is complete first ends the text, so how the text is cut into pieces makes no difference.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -25,9 +28,9 @@ class StopStrings:
         if not self._stops:
             return text
         held = self._held + text
-        found = [(at, -len(stop), stop) for stop in self._stops if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            at, _, self.matched = min(found)  # the earliest, and the longest of those
+            _, at, self.matched = min(found)  # the first to be complete, and the longest of those
             self._held = ""
             return held[:at]
         keep = 0 if final else max(_overlap(held, stop) for stop in self._stops)
