@@ -19,7 +19,7 @@ from cvllm_jax.params import GenerationOutput, GenerationParams
 
 if TYPE_CHECKING:
     from cvllm_jax.engine.engine import InferenceEngine
-    from cvllm_jax.engine.stream import GenerationStream
+    from cvllm_jax.engine.stream import GenerationStream, SyncGenerationStream
 
 __all__ = ["AdapterConfig", "OpenAIAdapter", "model_sampling_defaults"]
 
@@ -92,13 +92,11 @@ class OpenAIAdapter:
         """:meth:`chat_completion` for callers without an event loop."""
         streams = self._start_sync(request)
         try:
-            for stream in streams:
-                for _ in stream:
-                    pass
+            outputs = [stream.finish() for stream in streams]
         finally:
             for stream in streams:
                 stream.cancel()
-        return self._completion(request).response([stream.output for stream in streams])
+        return self._completion(request).response(outputs)
 
     def chat_completion_stream(self, request: ChatCompletionRequest) -> ChatCompletionStream:
         """Answer a conversation chunk by chunk; both ``await`` and ``async for`` work on the result."""
@@ -165,9 +163,9 @@ class OpenAIAdapter:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    def _start_sync(self, request: ChatCompletionRequest) -> list[Any]:
+    def _start_sync(self, request: ChatCompletionRequest) -> list[SyncGenerationStream]:
         prompt, params = self._prepare(request)
-        streams: list[Any] = []
+        streams: list[SyncGenerationStream] = []
         try:
             for choice in params:
                 streams.append(self._engine.generate_stream_sync(prompt, choice))

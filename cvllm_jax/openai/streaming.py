@@ -8,13 +8,11 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cvllm_jax.errors import OtherError
 from cvllm_jax.openai.chunks import Completion
 from cvllm_jax.openai.types import ChatCompletionChunk
-from cvllm_jax.params import GenerationOutput
 
 if TYPE_CHECKING:
-    from cvllm_jax.engine.stream import GenerationStream
+    from cvllm_jax.engine.stream import GenerationStream, SyncGenerationStream
 
 __all__ = ["ChatCompletionStream", "sync_chunks"]
 
@@ -85,7 +83,7 @@ async def _chunks(
             async for chunk in merged:
                 yield chunk
         if completion.include_usage:
-            yield completion.usage_chunk([_output(stream) for stream in streams])
+            yield completion.usage_chunk([stream.output for stream in streams])
     finally:
         _cancel(streams)
 
@@ -96,7 +94,7 @@ async def _choice(
     async for update in stream:
         if (chunk := completion.token_chunk(index, update)) is not None:
             yield chunk
-    yield completion.last_chunk(index, _output(stream))
+    yield completion.last_chunk(index, stream.output)
 
 
 async def _merge(
@@ -129,7 +127,7 @@ async def _merge(
         pumps.cancel()
 
 
-def sync_chunks(completion: Completion, streams: Sequence[Any]) -> Generator[ChatCompletionChunk]:
+def sync_chunks(completion: Completion, streams: Sequence[SyncGenerationStream]) -> Generator[ChatCompletionChunk]:
     """The chunks of blocking engine streams, the choices in turn: all are generated at the same time."""
     try:
         for index in range(len(streams)):
@@ -139,23 +137,16 @@ def sync_chunks(completion: Completion, streams: Sequence[Any]) -> Generator[Cha
             for index, stream in list(active.items()):
                 update = next(stream, None)
                 if update is None:
-                    yield completion.last_chunk(index, _output(stream))
+                    yield completion.last_chunk(index, stream.output)
                     del active[index]
                 elif (chunk := completion.token_chunk(index, update)) is not None:
                     yield chunk
         if completion.include_usage:
-            yield completion.usage_chunk([_output(stream) for stream in streams])
+            yield completion.usage_chunk([stream.output for stream in streams])
     finally:
         _cancel(streams)
 
 
-def _output(stream: Any) -> GenerationOutput:
-    output: GenerationOutput | None = stream.output
-    if output is None:
-        raise OtherError("the engine ended a stream without an output")
-    return output
-
-
-def _cancel(streams: Sequence[Any]) -> None:
+def _cancel(streams: Sequence[GenerationStream] | Sequence[SyncGenerationStream]) -> None:
     for stream in streams:
         stream.cancel()
