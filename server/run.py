@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -55,8 +54,11 @@ def run(
     load: Callable[[], InferenceEngine],
     on_ready: Callable[[InferenceEngine], None],
     log_level: str = "warning",
-) -> None:
+) -> bool:
     """Serve ``app`` until Ctrl-C or SIGTERM, loading its engine meanwhile.
+
+    False if the signal came before the engine was loaded: then a thread still loads it, which cannot be
+    interrupted, and the process should end without waiting (``os._exit``).
 
     The first signal ends the server when running answers are done, or after ``drain_seconds``; the
     second ends it at once. What ``load`` raises is raised here.
@@ -69,7 +71,7 @@ def run(
         lifespan="off",
         timeout_graceful_shutdown=int(state.settings.drain_seconds) + 5,
     )
-    asyncio.run(_serve(_Server(config, state), state, bound, load, on_ready))
+    return asyncio.run(_serve(_Server(config, state), state, bound, load, on_ready))
 
 
 async def _serve(
@@ -78,18 +80,14 @@ async def _serve(
     bound: socket.socket,
     load: Callable[[], InferenceEngine],
     on_ready: Callable[[InferenceEngine], None],
-) -> None:
+) -> bool:
     loading = _load_in_thread(load)
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
     both: tuple[asyncio.Future[Any], ...] = (loading, serving)
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         await serving
-        # Loading cannot be interrupted, and unloading the interpreter under a running compiler
-        # crashes. Nothing is left to clean up.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        return False
     try:
         engine = loading.result()
     except BaseException:
@@ -100,6 +98,7 @@ async def _serve(
         state.ready(engine)
         on_ready(engine)
         await serving
+    return True
 
 
 def _load_in_thread(load: Callable[[], InferenceEngine]) -> asyncio.Future[InferenceEngine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -115,7 +116,11 @@ def serve(
             print(f"{name} is ready on {url} (Ctrl-C ends the server). Try it:\n")
             print(curl_line(url, name, has_key=api_key is not None), flush=True)
 
-        run(app, bound, load, announce, log_level)
+        loaded = run(app, bound, load, announce, log_level)
+    if not loaded:
+        # The interpreter crashes when it is taken down under a running compiler.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def curl_line(url: str, model: str, *, has_key: bool = False) -> str:
