@@ -172,7 +172,7 @@ _COMPARES |= {"<=", "le", "lower", "upper"}
 
 def bounded_tests() -> dict[str, Callable[..., Any]]:
     """Jinja's tests, with the comparing ones charged."""
-    tests: dict[str, Callable[..., Any]] = dict(TESTS)
+    tests: dict[str, Any] = {**TESTS}
     return tests | {name: _bounded_test(function) for name, function in tests.items() if name in _COMPARES}
 
 

@@ -41,7 +41,7 @@ __all__ = ["TemplateRefusedError", "compile_template"]
 
 MAX_SOURCE = 1 << 16
 MAX_RANGE = 100_000
-CALL_PRICE = 4
+CALL_PRICE = 8
 _JINJA_ARGUMENTS = ("_loop_vars", "_block_vars")  # what compiled templates add to each call
 MAX_DATE_FORMAT = 128
 

@@ -1,0 +1,62 @@
+"""Other projects' goldens, where they are at hand.
+
+``CVLLM_CONFORMANCE`` names a folder with ``chat_templates/`` and ``tokenization/``, ``CVLLM_VOCABS`` one with
+llama.cpp's ``ggml-vocab-NAME.gguf`` (in the sdist of llama-cpp-python).
+"""
+
+import datetime
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cvllm_jax.errors import TokenizationError
+from cvllm_jax.text import ChatTemplate, Detokenizer, Tokenizer
+
+
+def folder(variable: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no folder with goldens")
+    return Path(os.environ[variable])
+
+
+def test_chat_templates() -> None:
+    goldens = folder("CVLLM_CONFORMANCE") / "chat_templates"
+    wrong = []
+    cases = json.loads((goldens / "goldens.json").read_text(encoding="utf-8"))
+    for case in cases:
+        now = datetime.datetime.fromisoformat(case["now"]) if case.get("now") else None
+        template = ChatTemplate((goldens / case["template"]).read_text(encoding="utf-8"))
+        try:
+            rendered = template.render(
+                case["messages"],
+                case["tools"],
+                case["add_generation_prompt"],
+                strftime_now=lambda pattern, now=now: now.strftime(pattern),
+                **case["kwargs"],
+            )
+        except TokenizationError:
+            rendered = None
+        if rendered != case.get("expected"):
+            wrong.append((case["template"], case["case"]))
+    assert wrong == []
+    assert len(cases) == 396
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "gpt-2", "llama-spm", "phi-3"])
+def test_tokenization(name: str) -> None:
+    goldens = folder("CVLLM_CONFORMANCE") / "tokenization"
+    tokenizer = Tokenizer.from_gguf(folder("CVLLM_VOCABS") / f"ggml-vocab-{name}.gguf")
+    with (goldens / f"ggml-vocab-{name}.gguf.inp").open(encoding="utf-8", newline="") as file:
+        texts = file.read().removesuffix("\n__ggml_vocab_test__\n").split("\n__ggml_vocab_test__\n")
+    lines = (goldens / f"ggml-vocab-{name}.gguf.out").read_text().split("\n")
+    assert len(texts) == 46
+    for text, line in zip(texts, lines):
+        ids = tokenizer.encode(text)
+        assert ids == [int(token) for token in line.split()], text
+        assert tokenizer.decode(ids) == text
+        stream = Detokenizer(tokenizer)
+        assert "".join(map(stream.push, ids)) + stream.finish() == text
+    for text in tokenizer.control_tokens.values():
+        assert not any(map(tokenizer.is_special, tokenizer.encode(text)))
