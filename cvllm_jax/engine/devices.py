@@ -66,19 +66,18 @@ class StepShapes:
 
 
 def step_shapes(config: EngineConfig, device: jax.Device) -> StepShapes:
-    """Few sizes, because each is a program to compile: up to four for prefill and four for decoding."""
+    """Few sizes, because each is a program to compile: up to three for prefill and four for decoding."""
     # Mosaic's tiles want 128 queries; a CPU has no tiles to fill and wastes less on the ends of prompts
     query_block = 128 if device.platform == "gpu" else 64
     largest = -(-config.prefill_chunk_size // query_block)
-    # XLA:CPU converts a whole bf16 weight to f32 for a product with one row, so no decode step has one
     return StepShapes(
         query_block=query_block,
-        prefill_blocks=_sizes(1, largest),
-        decode_rows=_sizes(2, max(2, config.max_batch_size)),
+        prefill_blocks=_sizes(1, largest, 3),
+        decode_rows=_sizes(1, config.max_batch_size, 4),
     )
 
 
-def _sizes(smallest: int, largest: int, count: int = 4) -> tuple[int, ...]:
+def _sizes(smallest: int, largest: int, count: int) -> tuple[int, ...]:
     """At most ``count`` sizes from smallest to largest, evenly spaced in ratio."""
     if largest <= smallest:
         return (largest,)

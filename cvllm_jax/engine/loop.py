@@ -15,7 +15,7 @@ from collections import deque
 from cvllm_jax.engine.runner import DispatchedStep, Runner
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sequence
-from cvllm_jax.errors import ConfigError, GenerationError, QueueFullError
+from cvllm_jax.errors import CancelledError, ConfigError, GenerationError, QueueFullError
 from cvllm_jax.params import FinishReason, RequestUpdate
 
 __all__ = ["Driver", "EngineLoop"]
@@ -88,7 +88,7 @@ class EngineLoop:
 
     def _check_driver(self, driver: Driver) -> None:
         if self._closed:
-            raise GenerationError("the engine is closed")
+            raise CancelledError("the engine is closed")
         if self._open and self._driver is not driver and self._driver is not None:
             raise ConfigError(
                 f"{len(self._open)} requests of this engine are run by {self._driver.value}; "

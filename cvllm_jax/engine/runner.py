@@ -145,12 +145,7 @@ class Runner:
             tokens, batch, last, sampling = layout.unpack(vector)
             model = self.model(leaves)
             hidden, cache = model(tokens, cache, batch)
-            rows = hidden[last]
-            if layout.blocks == 1:  # a single row would make XLA:CPU convert the whole head to f32
-                logits = model.logits(jnp.concatenate([rows, rows]))[:1]
-            else:
-                logits = model.logits(rows)
-            state, out = sample(logits, state, sampling)
+            state, out = sample(model.logits(hidden[last]), state, sampling)
             return cache, state, out
 
         return prefill

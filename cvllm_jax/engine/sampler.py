@@ -89,7 +89,7 @@ def sample(
         jnp.any(batch.tracks_tokens), lambda: _adjust(logits, state.seen[batch.slot], state.bias[batch.slot], batch),
         lambda: logits,
     )  # fmt: skip
-    greedy = jnp.argmax(adjusted, axis=-1).astype(jnp.int32)
+    greedy = _argmax(adjusted)
     token = lax.cond(jnp.any(batch.temperature > 0), lambda: _draw(adjusted, greedy, batch), lambda: greedy)
     state = SamplerState(
         last_token=state.last_token.at[batch.slot].set(token),
@@ -135,13 +135,35 @@ def _draw(logits: Float[Array, "R V"], greedy: Int[Array, "R"], batch: SamplingB
     kept = lax.cond(jnp.any(by_mass), top_p, lambda: kept)
     kept &= scaled >= jnp.log(batch.min_p)[:, None]  # relative to the most likely token, whose value is 0
 
-    def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
-        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
-
-    noisy = scaled + jax.vmap(noise)(batch.seed, batch.position)
-    drawn = jnp.argmax(jnp.where(kept, noisy, -jnp.inf), axis=-1).astype(jnp.int32)
+    noisy = scaled + jax.vmap(_gumbel, (0, 0, None))(batch.seed, batch.position, vocab_size)
+    drawn = _argmax(jnp.where(kept, noisy, -jnp.inf))
     return jnp.where(batch.temperature > 0, drawn, greedy)
+
+
+def _argmax(values: Float[Array, "R V"]) -> Int[Array, "R"]:
+    """Index of the first largest value. Two plain reductions: XLA:CPU does not vectorise ``argmax``'s pair of them."""
+    size = values.shape[-1]
+    index = jnp.where(values == values.max(-1, keepdims=True), jnp.arange(size, dtype=jnp.int32), size)
+    return jnp.minimum(index.min(-1), size - 1)  # in range even if the values are NaN
+
+
+def _gumbel(seed: UInt[Array, "2"], position: Int[Array, ""], count: int) -> Float[Array, "V"]:
+    """Standard Gumbel noise for the tokens at one position.
+
+    Threefry makes the position's key from the seed; the tokens' bits are then a keyed integer hash (two rounds of
+    MurmurHash3's finaliser, Appleby 2011), because Threefry for a whole vocabulary costs more than the rest of
+    sampling together on a CPU.
+    """
+    key = jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position))
+    bits = _mix(_mix(jnp.arange(count, dtype=jnp.uint32) ^ key[0]) + key[1])
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2**-23)  # exact, never 0 or 1
+    return -jnp.log(-jnp.log(uniform))
+
+
+def _mix(x: UInt[Array, "V"]) -> UInt[Array, "V"]:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _top(values: Float[Array, "R V"], weights: Float[Array, "R V"], goal: Float[Array, "R"]) -> Bool[Array, "R V"]:

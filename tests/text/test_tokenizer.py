@@ -14,9 +14,9 @@ from cvllm_jax.text import Detokenizer, Tokenizer
 KINDS = ("byte-level", "sentencepiece", "prefix once")
 FRAGMENTS = st.lists(
     st.sampled_from(
-        ["hello", " ", "  ", "w", "é", "漢", "\U0001f642", "\n", "1234", "\0"]
-        + ["<s>", "</s>", "[INST]", "<|im_end|>", "<tool>", "<unk>"]
+        ("hello", " ", "  ", "w", "é", "漢", "\U0001f642", "\n", "1234", "\0")
     )
+    | st.sampled_from(("<s>", "</s>", "[INST]", "<|im_end|>", "<tool>", "<unk>"))
     | st.text(max_size=3)
 ).map("".join)
 
