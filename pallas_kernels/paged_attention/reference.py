@@ -94,7 +94,9 @@ def prefill(
             v = jnp.where(seen[0].any(-2)[..., None], v, 0)
             return jnp.einsum("krs,ksh->krh", weights[0].astype(v.dtype), v, preferred_element_type=jnp.float32)[None]
 
-        rows = jnp.tile(start + jnp.arange(Q, dtype=jnp.int32), G)[None, None, :, None]
+        # padding rows see what the last query sees: past that, a page holds anything, and 0 * NaN would be NaN
+        row = start + jnp.minimum(jnp.arange(Q, dtype=jnp.int32), count - 1)
+        rows = jnp.tile(row, G)[None, None, :, None]
         return _walk(table[None], pages, width, rows, start + count, logits, weigh, (1, K, G * Q, H), window)[0]
 
     out = lax.map(block, (grouped, tables, starts, counts)).astype(q.dtype)

@@ -1,0 +1,148 @@
+"""A runner without a device, to prove schedules with: it writes down what each page holds and reads it back.
+
+The next token is a function of every token before it, read from the pages of the block table, and of the request's
+seed. A plan that mixes up pages, positions or slots, or writes over a page that another sequence needs, gives other
+tokens than :func:`alone`.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator
+from cvllm_jax.engine.plan import StepOutput
+from cvllm_jax.engine.scheduler import Scheduler
+from cvllm_jax.engine.sequence import Sampled, Sequence
+from cvllm_jax.params import GenerationParams, RequestHandle, RequestUpdate
+
+VOCABULARY = 50
+END = 0
+
+
+def next_token(tokens, seed=0):
+    """About one choice in twenty ends the answer."""
+    return zlib.crc32(repr((tuple(tokens), seed)).encode()) % VOCABULARY
+
+
+def alone(prompt, max_tokens, *, seed=0, ends=(END,), min_tokens=0):
+    """What a request generates by itself."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        token = choose(tokens, seed, len(tokens) - len(prompt) < min_tokens)
+        if token in ends:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+def choose(tokens, seed, forbid_end):
+    token = next_token(tokens, seed)
+    return token or 1 if forbid_end else token
+
+
+class FakeRunner:
+    """Carries out plans in the order of their dispatch."""
+
+    def __init__(self, page_size, pages):
+        self.page_size = page_size
+        self.memory = [[None] * page_size for _ in range(pages)]
+        self.last = {}  # slot: last token
+        self.plans = []
+
+    def dispatch(self, plan):
+        self.plans.append(plan)
+        slots = [row.slot for row in plan.decode] + [block.slot for block in plan.prefill if block.choose]
+        assert len(slots) == len(set(slots))
+        decode = []
+        for row in plan.decode:
+            self.write(row.pages, row.position, [self.last[row.slot]])
+            decode.append((row, row.position + 1))
+        for block in plan.prefill:
+            self.write(block.pages, block.start, block.tokens)
+        chosen = [self.choose(row, length) for row, length in decode]
+        prefill = [self.choose(b, b.start + len(b.tokens)) for b in plan.prefill if b.choose]
+        return StepOutput(decode=chosen, prefill=prefill)
+
+    def write(self, pages, start, tokens):
+        for position, token in enumerate(tokens, start):
+            page = pages[position // self.page_size]
+            assert page != PADDING_PAGE
+            self.memory[page][position % self.page_size] = token
+
+    def choose(self, row, length):
+        known = [self.memory[row.pages[i // self.page_size]][i % self.page_size] for i in range(length)]
+        token = choose(known, row.sampling.seed[0], row.forbid_end)
+        self.last[row.slot] = token
+        return Sampled(token)
+
+
+class NoText:
+    def push(self, token):
+        return ""
+
+    def finish(self):
+        return ""
+
+
+class Serving:
+    """The engine's loop over a scheduler and a fake runner, one step at a time, ``ahead`` steps unread."""
+
+    def __init__(self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1):
+        self.pool = PageAllocator(pages + 1, prefix_caching=caching)
+        self.scheduler = Scheduler(
+            self.pool, page_size=page_size, slots=slots, block=block, prefill_budget=budget, chunked=chunked
+        )
+        self.runner = FakeRunner(page_size, pages + 1)
+        self.ahead = ahead
+        self.unread = []
+        self.updates = {}
+        self.sequences = {}
+
+    def add(self, prompt, max_tokens=8, *, seed=0, ignore_eos=False, **params):
+        handle = RequestHandle(len(self.sequences) + 1)
+        sequence = Sequence(
+            handle=handle, params=GenerationParams(**params), tokens=list(prompt), prompt_length=len(prompt),
+            max_tokens=max_tokens, end_tokens=frozenset() if ignore_eos else frozenset({END}), seed=(seed, 0),
+            decoder=NoText(), report=self.updates.setdefault(handle.id, []).append,
+        )  # fmt: skip
+        self.sequences[handle.id] = sequence
+        self.scheduler.add(sequence)
+        return handle.id
+
+    def cancel(self, request):
+        self.scheduler.cancel(self.sequences[request])
+
+    def step(self):
+        """Plan and dispatch, then read all but ``ahead`` steps; False if there was nothing to do."""
+        plan = self.scheduler.plan()
+        if plan is not None:
+            self.unread.append(self.runner.dispatch(plan))
+        worked = bool(self.unread)
+        while len(self.unread) > (self.ahead if plan is not None else 0):
+            self.scheduler.commit(self.unread.pop(0))
+        return worked
+
+    def fail_step(self):
+        """Plan a step that raises on the device: the steps before it are whole, the buffers are lost."""
+        if self.scheduler.plan() is None:
+            return
+        while self.unread:
+            self.scheduler.commit(self.unread.pop(0))
+        self.runner.memory = [[None] * self.runner.page_size for _ in self.runner.memory]
+        self.runner.last.clear()
+        self.scheduler.fail(RuntimeError("no more"))
+
+    def run(self, steps=5000):
+        for _ in range(steps):
+            if not self.step():
+                assert self.scheduler.idle
+                assert self.pool.available == self.pool.capacity
+                return
+        raise AssertionError("the requests do not end")
+
+    def output(self, request):
+        """The one final update, which must be the last."""
+        *before, last = self.updates[request]
+        assert all(isinstance(update, RequestUpdate.Token) for update in before)
+        assert [update.token for update in before] == last.output.tokens
+        return last.output

@@ -1,0 +1,227 @@
+"""The scheduler: any schedule gives each request the tokens that it gets alone, and every page comes back."""
+
+import pickle
+
+import pytest
+from fake_model import END, Serving, alone, next_token
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvllm_jax.engine.plan import StepOutput
+from cvllm_jax.params import FinishReason
+
+PAGE = 4
+requests = st.tuples(
+    st.lists(st.integers(1, 2), min_size=1, max_size=30),  # few letters, so that prefixes are shared
+    st.integers(1, 12),  # max_tokens
+    st.integers(0, 2),  # seed
+    st.integers(0, 3),  # min_tokens
+    st.integers(0, 12),  # arrives at this step
+    st.one_of(st.none(), st.integers(0, 25)),  # is cancelled at this step
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.lists(requests, min_size=1, max_size=9), st.integers(0, 1), st.integers(11, 24), st.integers(1, 5),
+    st.sampled_from([(4, 4), (4, 8), (4, 3), (2, 16), (8, 1)]), st.booleans(), st.booleans(),
+    st.sets(st.integers(0, 25), max_size=2),
+)  # fmt: skip
+def test_every_schedule_gives_the_tokens_of_a_lone_run(wanted, ahead, pages, slots, sizes, chunked, caching, failing):
+    block, budget = sizes
+    serving = Serving(
+        pages=pages, page_size=PAGE, slots=slots, block=block, budget=budget, chunked=chunked, caching=caching,
+        ahead=ahead,
+    )
+    added = {}
+    step = 0
+    while len(added) < len(wanted) or not serving.scheduler.idle:
+        for index, (prompt, max_tokens, seed, least, arrives, _) in enumerate(wanted):
+            if arrives == step:
+                added[index] = serving.add(prompt, max_tokens, seed=seed, min_tokens=min(least, max_tokens))
+        for index, request in added.items():
+            if wanted[index][5] == step:
+                serving.cancel(request)
+        serving.fail_step() if step in failing else serving.step()
+        assert len(serving.scheduler.running) <= slots
+        held = sum(len(set(s.pages)) for s in serving.scheduler.running)
+        assert serving.pool.available >= serving.pool.capacity - held
+        step += 1
+        assert step < 3000
+    assert serving.pool.available == serving.pool.capacity
+    for index, request in added.items():
+        prompt, max_tokens, seed, least, _, cancelled = wanted[index]
+        expected = alone(prompt, max_tokens, seed=seed, min_tokens=min(least, max_tokens))
+        output = serving.output(request)
+        if output.finish_reason is FinishReason.Cancelled:
+            assert cancelled is not None and output.tokens == expected[: len(output.tokens)]
+        elif output.finish_reason == FinishReason.Error("no more"):
+            assert failing and output.tokens == expected[: len(output.tokens)]
+        else:
+            assert output.tokens == expected
+            assert output.finish_reason is (FinishReason.Length if len(expected) == max_tokens else FinishReason.Stop)
+
+
+def test_nothing_is_generated_past_max_tokens_or_after_the_end():
+    """Steps that are known to be the last are not overrun, and the token that follows an end token is dropped."""
+    serving = Serving(ahead=1)
+    lengths = [serving.add([1, 2, 3], max_tokens, ignore_eos=True) for max_tokens in (1, 2, 5)]
+    serving.run()
+    assert [len(serving.output(request).tokens) for request in lengths] == [1, 2, 5]
+    assert sum(len(plan.decode) for plan in serving.runner.plans) == 0 + 1 + 4
+    prompt = next(p for p in ([1, n] for n in range(1000)) if len(alone(p, 10)) == 3)
+    ended = serving.add(prompt, 10)
+    serving.run()
+    assert serving.output(ended).finish_reason is FinishReason.Stop
+    assert END not in serving.output(ended).tokens
+
+
+def test_running_requests_are_bounded_and_served_in_order_of_arrival():
+    serving = Serving(slots=2, budget=100)
+    for _ in range(5):
+        serving.add([1, 2, 3], 4, ignore_eos=True)
+    order = []
+    while serving.step():
+        order += [s.handle.id for s in serving.scheduler.running if s.handle.id not in order]
+        assert len(serving.scheduler.running) <= 2
+    assert order == [1, 2, 3, 4, 5]
+
+
+def test_answers_go_on_while_a_long_prompt_is_prefilled():
+    serving = Serving(pages=100, budget=8, ahead=0)
+    short = serving.add([1], 12, ignore_eos=True)
+    serving.step()
+    serving.add([2] * 80, 1)
+    for count in range(1, 10):
+        assert len(serving.updates[short]) == count
+        serving.step()
+
+
+def test_a_short_prompt_is_not_held_up_by_a_long_one():
+    serving = Serving(pages=100, budget=8, ahead=0)
+    serving.add([2] * 160, 1)
+    serving.step()
+    short = serving.add([1, 1], 1, ignore_eos=True)
+    serving.step()
+    assert serving.output(short).tokens == alone([1, 1], 1)
+
+
+def test_without_chunking_a_prompt_is_prefilled_in_one_step():
+    serving = Serving(pages=100, budget=8, block=4, chunked=False, ahead=0)
+    request = serving.add([3] * 61, 1, ignore_eos=True)
+    serving.step()
+    assert serving.output(request).tokens == alone([3] * 61, 1)
+    assert len(serving.runner.plans) == 1
+
+
+def test_the_youngest_is_preempted_and_resumes_with_its_tokens():
+    serving = Serving(pages=6, page_size=4, slots=2, budget=16)
+    old = serving.add([1] * 7, 12, ignore_eos=True)
+    young = serving.add([2] * 7, 12, ignore_eos=True)
+    serving.run()
+    assert serving.scheduler.preemptions >= 1
+    assert serving.output(old).tokens == alone([1] * 7, 12, ends=())
+    assert serving.output(young).tokens == alone([2] * 7, 12, ends=())
+    assert serving.updates[old][-1].output.stats.total_time_ms <= serving.updates[young][-1].output.stats.total_time_ms
+
+
+def test_a_prefix_hit_skips_full_pages_but_never_the_last_token():
+    serving = Serving(pages=30, page_size=4, budget=100, block=100)
+    first = serving.add(list(range(1, 13)), 1)
+    serving.run()
+    again = serving.add(list(range(1, 13)), 1)
+    longer = serving.add([*range(1, 13), 7, 7], 1)
+    other = serving.add([9, *range(2, 13)], 1)
+    serving.run()
+    cached = [serving.output(request).cached_tokens for request in (first, again, longer, other)]
+    assert cached == [0, 8, 12, 0]
+    assert serving.output(again).tokens == serving.output(first).tokens
+
+
+def test_the_answer_is_cached_for_the_next_turn_without_the_dropped_token():
+    """Pages of the answer serve the next prompt; the token computed past an end token is in none of them."""
+    serving = Serving(pages=30, page_size=1, budget=100, block=100)
+    prompt = next(p for p in ([1, n] for n in range(1000)) if len(alone(p, 10)) == 3)
+    first = serving.add(prompt, 10)
+    serving.run()
+    history = prompt + serving.output(first).tokens
+    after = next_token([*history, END])
+    turn = serving.add([*history, END, after, 5], 1)
+    serving.run()
+    assert serving.output(turn).cached_tokens == len(history)
+
+
+def test_cancelling_returns_pages_at_once_in_every_state():
+    serving = Serving(pages=8, page_size=4, slots=1, budget=4, ahead=1)
+    prefilling, waiting = serving.add([1] * 20, 5), serving.add([2] * 3, 5)
+    serving.step()
+    serving.cancel(waiting)
+    assert serving.output(waiting).finish_reason is FinishReason.Cancelled and serving.output(waiting).tokens == []
+    serving.cancel(prefilling)
+    assert serving.pool.available == serving.pool.capacity
+    serving.cancel(prefilling)  # has ended: stays as it is
+    decoding = serving.add([3] * 3, 20, ignore_eos=True)
+    for _ in range(4):
+        serving.step()
+    serving.cancel(decoding)
+    assert serving.pool.available == serving.pool.capacity
+    made = serving.output(decoding).tokens
+    assert made and made == alone([3] * 3, 20, ends=())[: len(made)]
+    serving.run()
+    assert len(serving.updates[decoding]) == len(made) + 1
+
+
+def test_cancelling_while_the_last_token_is_on_its_way():
+    serving = Serving(ahead=1)
+    request = serving.add([1, 2], 1, ignore_eos=True)
+    serving.step()  # the only token is chosen and not read
+    serving.cancel(request)
+    assert serving.output(request).finish_reason is FinishReason.Cancelled
+    serving.run()
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_failed_step_ends_its_requests_and_recomputes_the_others(ahead):
+    serving = Serving(pages=40, slots=4, budget=4, ahead=ahead)
+    decoding = [serving.add([n] * 4, 10, ignore_eos=True) for n in (1, 2)]
+    for _ in range(4 + ahead):
+        serving.step()
+    waiting = [serving.add([n] * 9, 10, ignore_eos=True) for n in (3, 4)]
+    serving.fail_step()  # two answers, and the budget for a part of one prompt
+    for request in (*decoding, waiting[0]):
+        output = serving.output(request)
+        assert output.finish_reason == FinishReason.Error("no more")
+        assert output.tokens == alone([request] * 4, 10, ends=())[: len(output.tokens)]
+    again = serving.add([1] * 4, 10, ignore_eos=True)
+    serving.run()
+    assert serving.output(waiting[1]).tokens == alone([4] * 9, 10, ends=())
+    assert serving.output(again).tokens == alone([1] * 4, 10, ends=())
+    assert serving.output(again).cached_tokens == 0  # what the pages held is lost
+
+
+def test_a_request_that_was_preempted_with_its_last_token_on_the_way_can_still_fail():
+    serving = Serving(pages=5, page_size=4, slots=2, budget=16, ahead=1)
+    requests = [serving.add([n] * 6, 9, ignore_eos=True) for n in (1, 2)]
+    while not serving.scheduler.preemptions:
+        assert serving.step()
+    serving.unread.clear()  # the step that chooses its token raises when it is read
+    serving.scheduler.fail(RuntimeError("no more"))
+    serving.run()
+    outputs = [serving.updates[request][-1].output for request in requests]
+    assert any(output.finish_reason == FinishReason.Error("no more") for output in outputs)
+    for request, output in zip(requests, outputs, strict=True):
+        expected = alone([request] * 6, 9, ends=())
+        assert output.tokens == expected[: len(output.tokens)]
+        assert output.finish_reason is FinishReason.Length or len(output.tokens) < 9
+
+
+def test_a_plan_can_be_pickled_and_replayed():
+    serving = Serving(pages=9, slots=3)
+    for n in range(1, 6):
+        serving.add([n] * 6, 8, frequency_penalty=0.5, logit_bias={3: 1.0}, min_tokens=2)
+    serving.run()
+    again = Serving(pages=9, slots=3).runner
+    plans = pickle.loads(pickle.dumps(serving.runner.plans))
+    assert plans == serving.runner.plans and any(plan.admissions for plan in plans)
+    outputs = [again.dispatch(plan) for plan in plans]
+    assert all(isinstance(output, StepOutput) for output in outputs) and again.last == serving.runner.last
