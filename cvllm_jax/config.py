@@ -25,8 +25,8 @@ class DType(enum.Enum):
     BF16 = "bf16"
     F16 = "f16"
     F32 = "f32"
-    FP16 = "f16"
-    FP32 = "f32"
+    FP16 = "f16"  # noqa: PIE796 - another name for F16
+    FP32 = "f32"  # noqa: PIE796
 
     @classmethod
     def parse(cls, text: str) -> DType:

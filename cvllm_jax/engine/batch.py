@@ -36,7 +36,9 @@ class Layout:
     def new(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """A vector of zeros and views of its fields to fill."""
         vector = np.zeros(self.size, np.int32)
-        views: dict[str, np.ndarray] = {name: vector[at].view(kind).reshape(shape) for name, (at, shape, kind) in self._fields.items()}
+        views: dict[str, np.ndarray] = {
+            name: vector[at].view(kind).reshape(shape) for name, (at, shape, kind) in self._fields.items()
+        }
         return vector, views
 
     def unpack(self, vector: Int[Array, "L"]) -> dict[str, jax.Array]:
@@ -68,7 +70,9 @@ def _sampling_fields(rows: int) -> dict[str, tuple[tuple[int, ...], type]]:
     }
 
 
-def _fill_sampling(views: Mapping[str, np.ndarray], row: int, settings: SamplingSettings, slot: int, forbid_end: bool) -> None:
+def _fill_sampling(
+    views: Mapping[str, np.ndarray], row: int, settings: SamplingSettings, slot: int, forbid_end: bool
+) -> None:
     for name in (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
         "presence_penalty", "logprobs", "top_logprobs", "tracks_tokens",

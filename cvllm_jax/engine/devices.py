@@ -15,7 +15,17 @@ from cvllm_jax.config import Device, DType, EngineConfig
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import ModelConfig
 
-__all__ = ["StepShapes", "cpu_multiplies_bf16", "find_device", "page_bytes", "pages_for", "resolve_dtype", "step_shapes"]
+__all__ = [
+    "StepShapes",
+    "available_memory",
+    "cpu_multiplies_bf16",
+    "find_device",
+    "mesh_of",
+    "page_bytes",
+    "pages_for",
+    "resolve_dtype",
+    "step_shapes",
+]
 
 #: Share of the free memory that the page pool takes when no size is given.
 GPU_SHARE, CPU_SHARE = 0.85, 0.25
@@ -34,7 +44,8 @@ def find_device(device: Device) -> jax.Device:
                 return found[device.index]
             raise DeviceError(f"there is no device {device}: JAX sees {len(found)} of kind {device.kind}")
     remedy = {"cuda": "pip install 'cvllm-jax[cuda]'", "metal": "pip install jax-mps"}.get(device.kind, "")
-    raise DeviceError(f"JAX sees no {device.kind} device" + (f"; with the hardware there, try: {remedy}" if remedy else ""))
+    advice = f"; with the hardware there, try: {remedy}" if remedy else ""
+    raise DeviceError(f"JAX sees no {device.kind} device{advice}")
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -107,7 +118,8 @@ def pages_for(config: EngineConfig, model: ModelConfig, device: jax.Device, dtyp
     wanted = min(config.max_sequence_length or model.context_length, model.context_length)
     if config.max_sequence_length is not None and config.max_sequence_length > model.context_length:
         raise ConfigError(
-            f"max_sequence_length is {config.max_sequence_length}, but the model's context is {model.context_length} tokens",
+            f"max_sequence_length is {config.max_sequence_length}, "
+            f"but the model's context is {model.context_length} tokens",
             param="max_sequence_length",
         )
     enough = config.max_batch_size * -(-wanted // size)

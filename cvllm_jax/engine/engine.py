@@ -162,7 +162,10 @@ class InferenceEngine:
         return updates
 
     def cancel_request(self, handle: RequestHandle) -> None:
-        """End a request in any state; its output has FinishReason.Cancelled and what was made. Ended ones stay as they are."""
+        """End a request in any state; its output has FinishReason.Cancelled and what was made.
+
+        One that has ended already stays as it is.
+        """
         self._loop.cancel(handle.id)
 
     # --- what there is ---
@@ -227,12 +230,15 @@ class InferenceEngine:
                 param="max_tokens",
             )
         if params.min_tokens > room:
-            raise GenerationError(f"min_tokens is {params.min_tokens}, but there is room for {room}", param="min_tokens")
+            raise GenerationError(
+                f"min_tokens is {params.min_tokens}, but there is room for {room}", param="min_tokens"
+            )
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_tokens("logit_bias", list(params.logit_bias))
         if len(params.logit_bias) > MAX_BIAS:
             raise GenerationError(
-                f"logit_bias names {len(params.logit_bias)} tokens; at most {MAX_BIAS} are supported", param="logit_bias"
+                f"logit_bias names {len(params.logit_bias)} tokens; at most {MAX_BIAS} are supported",
+                param="logit_bias",
             )
         end_tokens = frozenset(params.stop_token_ids) | (
             frozenset() if params.ignore_eos else frozenset(self._info.eos_token_ids)

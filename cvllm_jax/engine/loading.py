@@ -46,7 +46,8 @@ def load(config: EngineConfig) -> Loaded:
     """
     if config.quantization is not None:
         raise ConfigError(
-            f"quantizing weights to {config.quantization.method} while loading is not supported yet", param="quantization"
+            f"quantizing weights to {config.quantization.method} while loading is not supported yet",
+            param="quantization",
         )
     asked = config.device or Device.best_available()
     device = find_device(asked)
@@ -76,7 +77,8 @@ def load(config: EngineConfig) -> Loaded:
     )
     store = cache_dir() / "executables" if config.compilation_cache else None
     try:
-        runner = Runner(graph, treedef, leaves, model_config, settings, mesh, store=store, model_key=f"{family.name} {dtype}")
+        key = f"{family.name} {dtype}"
+        runner = Runner(graph, treedef, leaves, model_config, settings, mesh, store=store, model_key=key)
         if config.warmup:
             runner.warm_up(config.progress)
     except jax.errors.JaxRuntimeError as error:

@@ -19,7 +19,9 @@ PADDING_PAGE = 0
 type BlockHash = bytes
 
 
-def chain_hashes(root: bytes, tokens: Sequence[int], page_size: int, known: Sequence[BlockHash] = ()) -> list[BlockHash]:
+def chain_hashes(
+    root: bytes, tokens: Sequence[int], page_size: int, known: Sequence[BlockHash] = ()
+) -> list[BlockHash]:
     """Hashes of every full page of ``tokens``; ``known`` are those of its first pages.
 
     A hash covers its parent, so equal hashes mean equal prefixes; 128 bits keep a hostile prompt from colliding.

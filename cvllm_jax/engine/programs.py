@@ -114,7 +114,8 @@ class Programs:
 def environment_key() -> str:
     """Versions, hardware and our own source: what makes a stored executable wrong when it changes."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (jax.__version__, jaxlib.version.__version__, platform.machine(), _cpu_features(), platform.python_version()):
+    versions = (jax.__version__, jaxlib.version.__version__, platform.python_version())
+    for part in (*versions, platform.machine(), _cpu_features()):
         digest.update(part.encode() + b"\0")
     digest.update(os.environ.get("XLA_FLAGS", "").encode())
     package = Path(__file__).resolve().parents[1]

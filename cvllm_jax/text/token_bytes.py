@@ -62,8 +62,9 @@ def token_bytes(backend: tokenizers.Tokenizer, size: int) -> TokenBytes | None:
     added = backend.get_added_tokens_decoder()
 
     def encoded(text: str, token: int) -> bytes:
-        if token in added:
-            return added[token].content.encode()
+        # Added tokens are written out, but for the spaces of SentencePiece ("▁▁" in Gemma's vocabulary).
+        if token in added and (byte_level or added[token].special):
+            return text.encode()
         if byte_level:
             if all(character in BYTE_OF_CHARACTER for character in text):
                 return bytes(BYTE_OF_CHARACTER[character] for character in text)

@@ -59,6 +59,13 @@ class Tokenizer:
         self._literal = _assemble(backend, added)
         self._literal.encode_special_tokens = True
         self._special = {token: item.content for token, item in added.items() if item.special}
+        unknown = {names.get("unk_token"), getattr(backend.model, "unk_token", None)}
+        # Unigram vocabularies may find a control token among the pieces of plain text.
+        self._ambiguous = frozenset(
+            token
+            for token, content in self._special.items()
+            if content not in unknown and token in self._literal.encode(content, add_special_tokens=False).ids
+        )
         self.special_tokens = MappingProxyType(names)
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_token_id = self._named("bos_token")
@@ -130,7 +137,7 @@ class Tokenizer:
         Raises:
             TokenizationError: the text holds a lone surrogate, which is no character.
         """
-        return _ids(self._encode(self._matching if allow_special else self._literal, text))
+        return _ids(self._encode(self._matching, text)) if allow_special else self._encode_literal(self._literal, text)
 
     def encode_masked(self, text: str, unmask: Mapping[int, str]) -> list[int]:
         """Token ids of a prompt with control tokens, in which masked characters stand for literal text.
@@ -159,7 +166,7 @@ class Tokenizer:
         literal = masked.translate(unmask)
         if literal == masked:
             return ids
-        return _ids(self._encode(self._literal if begin == 0 else self._literal_inside, literal))
+        return self._encode_literal(self._literal if begin == 0 else self._literal_inside, literal)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True, *, continues: bool = False) -> str:
         """The text of token ids. Bytes that form no character come out as U+FFFD.
@@ -237,6 +244,15 @@ class Tokenizer:
                 f"which is no character"
             ) from None
         return backend.encode(text, add_special_tokens=False)
+
+    def _encode_literal(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
+        ids = _ids(self._encode(backend, text))
+        if self._ambiguous and not self._ambiguous.isdisjoint(ids):
+            token = next(token for token in ids if token in self._ambiguous)
+            raise TokenizationError(
+                f"the text spells {self._special[token]!r}, which this vocabulary cannot tell from the control token"
+            )
+        return ids
 
     def _named(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
