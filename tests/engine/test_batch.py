@@ -1,0 +1,75 @@
+"""A plan packed into one vector and unpacked inside a program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
+from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSettings
+
+PLAIN = SamplingSettings(
+    temperature=0.25, top_k=5, top_p=0.5, min_p=0.125, repetition_penalty=1.5, frequency_penalty=-0.5,
+    presence_penalty=2.0, seed=(0xFFFFFFFF, 0x80000000), logprobs=True, top_logprobs=False, tracks_tokens=True,
+)  # fmt: skip
+
+
+def check_sampling(batch, row, settings, slot, position, forbid_end):
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
+                 "presence_penalty", "logprobs", "top_logprobs", "tracks_tokens"):  # fmt: skip
+        assert getattr(batch, name)[row] == getattr(settings, name), name
+    assert batch.seed.dtype == jnp.uint32 and tuple(map(int, batch.seed[row])) == settings.seed
+    assert (batch.slot[row], batch.position[row], batch.forbid_end[row]) == (slot, position, forbid_end)
+
+
+def test_decode_rows():
+    layout = DecodeLayout(4, 6, 8, 9)
+    rows = [
+        DecodeRow(slot=2, position=17, pages=(5, 3, 7), forbid_end=True, sampling=PLAIN),
+        DecodeRow(slot=0, position=8, pages=(1, 2), forbid_end=False, sampling=PLAIN),
+    ]
+    vector = layout.pack(rows)
+    assert vector.dtype == np.int32 and vector.shape == (layout.size,)
+    batch, sampling = jax.jit(layout.unpack)(vector)
+    assert batch.positions.tolist() == [17, 8, 0, 0] and batch.counts.tolist() == [1, 1, 0, 0]
+    assert batch.page.tolist() == [7, 2, 0, 0] and batch.offset.tolist() == [1, 0, 0, 0]
+    assert batch.tables[0].tolist() == [5, 3, 7, 0, 0, 0]
+    check_sampling(sampling, 0, PLAIN, 2, 18, True)
+    check_sampling(sampling, 1, PLAIN, 0, 9, False)
+    assert sampling.slot.tolist() == [2, 0, 9, 9]
+
+
+def test_prefill_blocks():
+    layout = PrefillLayout(3, 4, 5, 2, 9)
+    blocks = [
+        PrefillBlock(slot=1, start=3, tokens=(11, 12, 13), pages=(4, 6, 8), choose=True, forbid_end=True, sampling=PLAIN),
+        PrefillBlock(slot=2, start=0, tokens=(7,), pages=(3,), choose=False, forbid_end=False, sampling=PLAIN),
+    ]  # fmt: skip
+    vector = layout.pack(blocks)
+    assert vector.dtype == np.int32 and vector.shape == (layout.size,)
+    tokens, batch, last, sampling = jax.jit(layout.unpack)(vector)
+    assert tokens.tolist() == [11, 12, 13, 0, 7, 0, 0, 0, 0, 0, 0, 0]
+    assert batch.positions.tolist() == [3, 4, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert batch.page.tolist() == [6, 8, 8, 0, 3, 0, 0, 0, 0, 0, 0, 0]  # padding goes to the padding page
+    assert batch.offset.tolist() == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert (batch.starts.tolist(), batch.counts.tolist()) == ([3, 0, 0], [3, 1, 0])
+    assert last.tolist() == [2, 4, 8]
+    check_sampling(sampling, 0, PLAIN, 1, 6, True)
+    assert sampling.slot.tolist() == [1, 9, 9]  # a block that chooses nothing writes to the idle slot
+
+
+@pytest.mark.parametrize("prompt_length", [1, 3])
+def test_admissions(prompt_length):
+    layout = AdmitLayout(6, 100, 4, 3)
+    admission = Admission(
+        slot=5, tokens=(8, 9, 10), prompt_length=prompt_length, bias=((7, -1.5), (3, 2.0)), end_tokens=(1, 2)
+    )
+    fields = jax.jit(layout.unpack)(layout.pack(admission))
+    nothing = 100  # past the vocabulary, where a scatter drops it
+    known = [8, 9, 10]
+    assert fields["slot"].tolist() == [5]
+    assert fields["prompt"].tolist() == known[:prompt_length] + [nothing] * (6 - prompt_length)
+    assert fields["generated"].tolist() == known[prompt_length:] + [nothing] * (3 + prompt_length)
+    assert fields["bias_token"].tolist() == [7, 3, nothing, nothing]
+    assert fields["bias"].tolist()[:2] == [-1.5, 2.0]
+    assert fields["ends"].tolist() == [1, 2, nothing]
