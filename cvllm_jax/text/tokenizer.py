@@ -59,12 +59,13 @@ class Tokenizer:
         self._literal = _assemble(backend, added)
         self._literal.encode_special_tokens = True
         self._special = {token: item.content for token, item in added.items() if item.special}
-        unknown = {names.get("unk_token"), getattr(backend.model, "unk_token", None)}
-        # Unigram vocabularies may find a control token among the pieces of plain text.
+        # Unigram vocabularies may find a control token among the pieces of plain text. The unknown token, which
+        # stands for a character that no vocabulary has, is no such find.
+        unknown = self._literal.encode("\U0010fffd", add_special_tokens=False).ids
         self._ambiguous = frozenset(
             token
             for token, content in self._special.items()
-            if content not in unknown and token in self._literal.encode(content, add_special_tokens=False).ids
+            if token not in unknown and token in self._literal.encode(content, add_special_tokens=False).ids
         )
         self.special_tokens = MappingProxyType(names)
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tokenizers as backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,28 @@ class TestFromFile:
         tokenizer = Tokenizer.from_file(path)
         assert tokenizer.is_special(2)
         assert tokenizer.encode("</s>", allow_special=True)[-1] == 2
+
+    def test_added_spaces_are_spaces(self, prefix_once_json: Path, tmp_path: Path) -> None:
+        """Gemma's vocabulary has runs of spaces as added tokens that are not special."""
+        data = json.loads(prefix_once_json.read_text())
+        spaces = data["model"]["vocab"]["▁▁"]
+        data["added_tokens"].append(data["added_tokens"][0] | {"id": spaces, "content": "▁▁", "special": False})
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(data))
+        assert Tokenizer.from_file(path).decode([spaces], continues=True) == "  "
+
+    def test_text_never_becomes_a_control_token(self, tmp_path: Path) -> None:
+        """A Unigram vocabulary finds its control tokens among the pieces of plain text."""
+        pieces = [("<unk>", 0.0), ("</s>", 0.0), ("<", -1.0), ("/", -1.0), ("s", -1.0), (">", -1.0)]
+        backend = backends.Tokenizer(backends.models.Unigram(pieces, unk_id=0))
+        backend.add_special_tokens(["<unk>", "</s>"])
+        path = tmp_path / "tokenizer.json"
+        backend.save(str(path))
+        tokenizer = Tokenizer.from_file(path)
+        assert tokenizer.encode("</s>", allow_special=True) == [1]
+        assert tokenizer.encode("s/x") == [4, 3, 0]
+        with pytest.raises(TokenizationError, match="spells '</s>', which this vocabulary cannot tell"):
+            tokenizer.encode("s</s>s")
 
     def test_padding_and_truncation_in_the_file_are_not_applied(self, prefix_once_json: Path, tmp_path: Path) -> None:
         data = json.loads(prefix_once_json.read_text())
