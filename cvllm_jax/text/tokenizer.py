@@ -51,9 +51,10 @@ class Tokenizer:
         adds_bos: bool | None = None,
     ) -> None:
         names = dict(special_tokens or {})
-        first = backend.encode("", add_special_tokens=True).ids
-        if "bos_token" not in names and len(first) == 1:
-            names["bos_token"] = str(backend.id_to_token(first[0]))
+        begun = backend.encode("a", add_special_tokens=True)
+        first = begun.ids[0] if begun.special_tokens_mask[:1] == [1] else None
+        if first is not None and sum(begun.special_tokens_mask) == 1:
+            names.setdefault("bos_token", str(backend.id_to_token(first)))
         added = _added_tokens(backend, names.values())
         self._matching = _assemble(backend, added)
         self._literal = _assemble(backend, added)
@@ -72,7 +73,7 @@ class Tokenizer:
         self.bos_token_id = self._named("bos_token")
         self.eos_token_id = self._named("eos_token")
         if adds_bos is None:
-            adds_bos = bool(first) and first[0] == self.bos_token_id
+            adds_bos = first == self.bos_token_id
         self.adds_bos = adds_bos and self.bos_token_id is not None
 
     @classmethod

@@ -117,6 +117,14 @@ class TestFromFile:
         assert tokenizer.eos_token_id is None
         assert tokenizer.encode("hello") == [tokenizer.encode("hello")[0]]
 
+    def test_an_end_token_is_no_bos(self, prefix_once_json: Path, tmp_path: Path) -> None:
+        path = tmp_path / "tokenizer.json"
+        backend = backends.Tokenizer.from_file(str(prefix_once_json))
+        backend.post_processor = backends.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+        backend.save(str(path))
+        assert Tokenizer.from_file(path).bos_token_id is None
+        assert not Tokenizer.from_file(path).adds_bos
+
     def test_the_configuration_names_special_tokens(self, prefix_once_json: Path, tmp_path: Path) -> None:
         path = tmp_path / "tokenizer.json"
         path.write_bytes(prefix_once_json.read_bytes())
