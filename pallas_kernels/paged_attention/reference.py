@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["decode", "prefill"]
 
-#: Cached tokens that one iteration attends to. Shorter runs waste less on short sequences, longer ones loop less.
-RUN = 128
+#: Cached tokens that one iteration attends to, for one sequence and for many: longer runs loop less often, shorter ones
+#: waste less on short sequences and stay in the CPU's cache.
+LONGEST_RUN, SHORTEST_RUN = 512, 128
 
 #: Logit of a masked position: finite, so that a fully masked row gives numbers and no NaN.
 MASKED = -1e30
@@ -41,7 +42,7 @@ def decode(
     B, _, N, H = q.shape
     K = k_pages.shape[1]
     grouped = q.reshape(B, K, N // K, 1, H).astype(jnp.float32)
-    pages, tables = _runs(tables, k_pages.shape[2])
+    pages, tables = _runs(tables, k_pages.shape[2], max(SHORTEST_RUN, LONGEST_RUN // B))
     width = pages * k_pages.shape[2]
 
     def logits(table: jax.Array) -> jax.Array:  # [B K G width]
@@ -76,7 +77,7 @@ def prefill(
     B, Q, N, H = q.shape
     K, G = k_pages.shape[1], N // k_pages.shape[1]
     grouped = q.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * Q, H)
-    pages, tables = _runs(tables, k_pages.shape[2])
+    pages, tables = _runs(tables, k_pages.shape[2], SHORTEST_RUN)
     width = pages * k_pages.shape[2]
 
     def block(args: tuple[jax.Array, ...]) -> jax.Array:
@@ -103,9 +104,9 @@ def prefill(
     return out.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
 
 
-def _runs(tables: Int[Array, "B W"], page_size: int) -> tuple[int, Int[Array, "B W"]]:
-    """Pages in a run, and the tables padded to whole runs."""
-    pages = min(max(1, RUN // page_size), tables.shape[1])
+def _runs(tables: Int[Array, "B W"], page_size: int, tokens: int) -> tuple[int, Int[Array, "B W"]]:
+    """Pages in a run of so many tokens, and the tables padded to whole runs."""
+    pages = min(max(1, tokens // page_size), tables.shape[1])
     return pages, jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % pages)))
 
 

@@ -42,7 +42,9 @@ def test_decode_rows():
 def test_prefill_blocks():
     layout = PrefillLayout(3, 4, 5, 2, 9)
     blocks = [
-        PrefillBlock(slot=1, start=3, tokens=(11, 12, 13), pages=(4, 6, 8), choose=True, forbid_end=True, sampling=PLAIN),
+        PrefillBlock(
+            slot=1, start=3, tokens=(11, 12, 13), pages=(4, 6, 8), choose=True, forbid_end=True, sampling=PLAIN
+        ),
         PrefillBlock(slot=2, start=0, tokens=(7,), pages=(3,), choose=False, forbid_end=False, sampling=PLAIN),
     ]  # fmt: skip
     vector = layout.pack(blocks)

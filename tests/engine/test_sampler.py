@@ -192,7 +192,8 @@ def test_a_choice_depends_on_its_own_row_alone():
     """Alone, and among neighbours with every kind of setting, at another row and slot."""
     rng = np.random.default_rng(0)
     rows = [
-        {"temperature": 1.0}, {}, {"temperature": 0.7, "top_k": 3, "logprobs": True}, {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0}, {}, {"temperature": 0.7, "top_k": 3, "logprobs": True},
+        {"temperature": 1.0, "top_p": 0.5},
         {"temperature": 2.0, "min_p": 0.2, "top_logprobs": True, "logprobs": True},
         {"temperature": 1.0, "repetition_penalty": 1.5, "tracks_tokens": True, "forbid_end": True},
     ]  # fmt: skip
