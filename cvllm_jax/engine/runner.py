@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.config import Progress
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
+from cvllm_jax.engine.devices import compiler_options
 from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
 from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import SamplerState, admit, empty_state, sample
@@ -82,11 +83,7 @@ class Runner:
         device = mesh.devices.flat[0]
         key = f"{environment_key()}\n{device.platform} {device.device_kind}\n{model_key}\n{config}\n{settings}"
         self.programs = Programs(key, store)
-        self._options = (
-            {"xla_gpu_enable_command_buffer": ""}
-            if device.platform == "gpu" and not settings.enable_cuda_graph
-            else None
-        )
+        self._device = device
         self._decode_layouts = [
             DecodeLayout(rows, settings.table_width, settings.page_size, settings.max_batch_size)
             for rows in settings.decode_rows
@@ -153,21 +150,22 @@ class Runner:
     def _admit_step(self, leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
         return cache, admit(state, self._admit_layout.unpack(vector))
 
-    def _program(self, name: str, step: Callable[..., Any], vector_size: int) -> Any:
+    def _program(self, kind: str, rows: int, step: Callable[..., Any], vector_size: int) -> Any:
         def build() -> Any:
             vector = jax.ShapeDtypeStruct((vector_size,), jnp.int32, sharding=self._replicated)
             return jax.jit(step, donate_argnums=(1, 2)).lower(self._leaves, self._cache, self._state, vector)
 
-        return self.programs.get(name, build, self._options)
+        options = compiler_options(self._device, kind, enable_cuda_graph=self.settings.enable_cuda_graph)
+        return self.programs.get(f"{kind} {rows}", build, options)
 
     def _decode_program(self, layout: DecodeLayout) -> Any:
-        return self._program(f"decode {layout.rows}", self._decode_step(layout), layout.size)
+        return self._program("decode", layout.rows, self._decode_step(layout), layout.size)
 
     def _prefill_program(self, layout: PrefillLayout) -> Any:
-        return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size)
+        return self._program("prefill", layout.blocks, self._prefill_step(layout), layout.size)
 
     def _admit_program(self) -> Any:
-        return self._program("admit", self._admit_step, self._admit_layout.size)
+        return self._program("admit", 1, self._admit_step, self._admit_layout.size)
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load every step and run each once, on padding."""

@@ -20,14 +20,14 @@ class ConfigReader:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
 
-    def positive(self, key: str, default: int | None = None) -> int:
+    def positive(self, key: str, default: int | None = None, *, most: int = LIMIT) -> int:
         value = self._config.get(key)
         if value is None:
             value = default
         if value is None:
             self.refuse(f"{key} is missing")
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= self.LIMIT:
-            self.refuse(f"{key} must be a whole number from 1 to {self.LIMIT}, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            self.refuse(f"{key} must be a whole number from 1 to {most}, not {value!r}")
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -58,7 +58,7 @@ class LlamaConfig:
             vocab_size=read.positive("vocab_size"),
             hidden_size=hidden,
             intermediate_size=read.positive("intermediate_size"),
-            num_layers=read.positive("num_hidden_layers"),
+            num_layers=read.positive("num_hidden_layers", most=1024),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,

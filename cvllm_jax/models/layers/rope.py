@@ -28,27 +28,31 @@ class Rope:
     @staticmethod
     def from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
         """From ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes them."""
-        options = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        options = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(options, Mapping):
+            raise ModelLoadError(f"rope_scaling must be an object, not {options!r:.80}")
         kind = options.get("rope_type", options.get("type", "default")) or "default"
-        theta = float(options.get("rope_theta", config.get("rope_theta", 10_000.0)))
+        theta = options.get("rope_theta") or config.get("rope_theta", 10_000.0)
+        if not _is_positive(theta):
+            raise ModelLoadError(f"rope_theta must be a positive number, not {theta!r:.80}")
         partial = options.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
         if partial not in (None, 1, 1.0):
             raise ModelLoadError(f"partial_rotary_factor {partial} is not supported for this architecture; only 1.0 is")
         base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-        context = int(config.get("max_position_embeddings", 0))
         try:
-            match kind:
-                case "default":
-                    return Rope(_tuple(base))
-                case "linear":
-                    return Rope(_tuple(base / float(options["factor"])))
-                case "factors":
-                    return Rope(_tuple(base / np.asarray(options["factors"], np.float64)))
-                case "llama3":
-                    return Rope(_tuple(_llama3(base, options)))
-                case "yarn":
-                    return _yarn(base, options, theta, head_dim, context)
-        except (KeyError, TypeError, ValueError) as error:
+            with np.errstate(divide="raise", invalid="raise", over="raise"):
+                match kind:
+                    case "default":
+                        return Rope(_tuple(base))
+                    case "linear":
+                        return Rope(_tuple(base / _number(options, "factor")))
+                    case "factors":
+                        return Rope(_tuple(base / _factors(options, base.size)))
+                    case "llama3":
+                        return Rope(_tuple(_llama3(base, options)))
+                    case "yarn":
+                        return _yarn(base, options, theta, head_dim, config.get("max_position_embeddings"))
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ModelLoadError(f"rope_scaling of type {kind!r} is incomplete or malformed: {error}") from error
         raise ModelLoadError(f"rope_scaling of type {kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
 
@@ -67,23 +71,41 @@ def rotate(
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _number(options: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = default if options.get(key) is None else options[key]
+    if not _is_positive(value):
+        raise ValueError(f"{key} must be a positive number, not {value!r:.80}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _factors(options: Mapping[str, Any], count: int) -> np.ndarray:
+    factors = np.asarray(options.get("factors"), np.float64)
+    if factors.shape != (count,) or not ((factors > 0) & (factors < math.inf)).all():
+        raise ValueError(f"factors must be {count} positive numbers")
+    return factors
+
+
 def _tuple(frequencies: np.ndarray) -> tuple[float, ...]:
     return tuple(frequencies.tolist())
 
 
 def _llama3(base: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     """Llama 3.1's rule: long waves are stretched, short ones kept, those between blended."""
-    factor, original = float(options["factor"]), float(options["original_max_position_embeddings"])
-    low, high = float(options["low_freq_factor"]), float(options["high_freq_factor"])
+    factor, original = _number(options, "factor"), _number(options, "original_max_position_embeddings")
+    low, high = _number(options, "low_freq_factor"), _number(options, "high_freq_factor")
     blend = np.clip((original * base / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * base / factor + blend * base
 
 
-def _yarn(base: np.ndarray, options: Mapping[str, Any], theta: float, head_dim: int, context: int) -> Rope:
+def _yarn(base: np.ndarray, options: Mapping[str, Any], theta: float, head_dim: int, context: Any) -> Rope:
     """YaRN (arXiv 2309.00071): blend by the number of turns a wave makes over the original context."""
-    original = float(options.get("original_max_position_embeddings") or context)
-    factor = float(options.get("factor") or context / original)
-    fast, slow = float(options.get("beta_fast") or 32), float(options.get("beta_slow") or 1)
+    original = _number(options, "original_max_position_embeddings", context)
+    factor = _number(options, "factor", (context or original) / original)
+    fast, slow = _number(options, "beta_fast", 32), _number(options, "beta_slow", 1)
 
     def dimension_of(turns: float) -> float:
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
