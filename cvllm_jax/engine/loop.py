@@ -44,6 +44,7 @@ class EngineLoop:
         self._open: dict[int, Sequence] = {}
         self._driver: Driver | None = None
         self._closed = False
+        self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._stepping = threading.Lock()  # held while a step is planned, dispatched or read
         self._dispatched: deque[DispatchedStep] = deque()
@@ -58,8 +59,12 @@ class EngineLoop:
         """Queue a request. Its ``report`` is called from the thread that drives the loop."""
         with self._changed:
             self._check_driver(driver)
-            if self.waiting >= self._max_queue_size:
-                raise QueueFullError(f"the queue is full: {self._max_queue_size} requests are waiting already")
+            limit = self.runner.settings.max_batch_size + self._max_queue_size
+            if len(self._open) >= limit:
+                raise QueueFullError(
+                    f"the engine is full: {len(self._open)} requests are running or waiting, and it takes "
+                    f"{self.runner.settings.max_batch_size} at a time and {self._max_queue_size} in its queue"
+                )
             deliver = sequence.report
 
             def report(update: RequestUpdate) -> None:
@@ -87,6 +92,8 @@ class EngineLoop:
             return sequence is not None
 
     def _check_driver(self, driver: Driver) -> None:
+        if self._failure is not None:
+            raise GenerationError(f"the engine has stopped: {_first_line(self._failure)}") from self._failure
         if self._closed:
             raise CancelledError("the engine is closed")
         if self._open and self._driver is not driver and self._driver is not None:
@@ -108,14 +115,21 @@ class EngineLoop:
 
     def _run(self) -> None:
         """The background thread."""
-        while True:
-            with self._changed:
-                while not self._closed and not self._has_work():
-                    self._changed.wait()
-                if self._closed:
-                    return
-            with self._stepping:
-                self._iterate(ahead=1)
+        try:
+            while self._wait_for_work():
+                with self._stepping:
+                    self._iterate(ahead=1)
+        except Exception as error:  # a defect, or a device that is gone: nobody may wait for ever
+            log.exception("the engine has stopped")
+            self._failure = error
+        self._end()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when the engine closes."""
+        with self._changed:
+            while not self._closed and not self._has_work():
+                self._changed.wait()
+            return not self._closed
 
     def _has_work(self) -> bool:
         if self._driver is not Driver.BACKGROUND:
@@ -171,11 +185,20 @@ class EngineLoop:
                 return
             self._closed = True
             self._changed.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is None:
+            self._end()
+        elif self._thread is not threading.current_thread():  # it may be, when it drops the last reference
             self._thread.join()
+
+    def _end(self) -> None:
+        """End what is left and free the device's memory; the thread does it if there is one."""
         with self._stepping:
             self._take_messages()
-            self.scheduler.end_all(FinishReason.Cancelled)
+            if self._failure is None:
+                self.scheduler.end_all(FinishReason.Cancelled)
+            else:
+                message = f"the engine has stopped: {_first_line(self._failure)}"
+                self.scheduler.end_all(FinishReason.Error(message), GenerationError(message))
             self._dispatched.clear()
             self.runner.close()
 

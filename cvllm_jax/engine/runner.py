@@ -101,6 +101,7 @@ class Runner:
 
     def reset(self) -> None:
         """New, empty buffers: at the start, and after a step that raised."""
+        self._cache = ()  # the old pages go before the new ones come
         self._cache = self.new_cache(self.settings.num_pages)
         state = empty_state(self.settings.max_batch_size + 1, self.config.vocab_size)
         self._state = jax.device_put(state, self._replicated)

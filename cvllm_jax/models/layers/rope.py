@@ -32,7 +32,7 @@ class Rope:
         if not isinstance(options, Mapping):
             raise ModelLoadError(f"rope_scaling must be an object, not {options!r:.80}")
         kind = options.get("rope_type", options.get("type", "default")) or "default"
-        theta = options.get("rope_theta") or config.get("rope_theta", 10_000.0)
+        theta = next((at["rope_theta"] for at in (options, config) if at.get("rope_theta") is not None), 10_000.0)
         if not _is_positive(theta):
             raise ModelLoadError(f"rope_theta must be a positive number, not {theta!r:.80}")
         partial = options.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
