@@ -1,0 +1,79 @@
+"""What a checkpoint's configuration is read into, and what is refused by name."""
+
+import json
+
+import pytest
+
+from cvllm_jax import EngineConfig, InferenceEngine
+from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.models.llama import LlamaConfig
+from cvllm_jax.models.registry import family_for
+
+CONFIG = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+def read(**changes):
+    return LlamaConfig.from_dict({**CONFIG, **changes})
+
+
+def test_defaults_are_those_of_the_format():
+    config = read()
+    assert (config.num_key_value_heads, config.head_dim, config.window) == (4, 8, None)
+    assert (config.tie_embeddings, config.attention_bias, config.mlp_bias) == (False, False, False)
+    assert config.rms_norm_eps == 1e-6
+
+
+def test_null_means_absent():
+    assert read(num_key_value_heads=None, head_dim=None, sliding_window=None, attention_bias=None) == read()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"vocab_size": None}, "vocab_size is missing"),
+    ({"hidden_size": "32"}, "hidden_size must be a whole number from 1 to .*, not '32'"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers must be"),
+    ({"num_hidden_layers": True}, "num_hidden_layers must be"),
+    ({"num_hidden_layers": 10**6}, "num_hidden_layers must be a whole number from 1 to 1024"),
+    ({"intermediate_size": 2**40}, "intermediate_size must be"),
+    ({"max_position_embeddings": -5}, "max_position_embeddings must be"),
+    ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is no multiple of num_key_value_heads \(3\)"),
+    ({"head_dim": 7}, "head_dim must be even, not 7"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; only 'silu' is"),
+    ({"pretraining_tp": 2}, "pretraining_tp=2 is not supported"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, not 'yes'"),
+    ({"sliding_window": -1}, "sliding_window must be"),
+    ({"sliding_window": "wide"}, "sliding_window must be"),
+    ({"max_position_embeddings": None, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is incomplete"),
+])  # fmt: skip
+def test_values_that_are_refused(changes, message):
+    with pytest.raises(ModelLoadError, match=message):
+        read(**changes)
+
+
+@pytest.mark.parametrize("architectures", [["GPT2LMHeadModel"], [], None, "LlamaForCausalLM", [7]])
+def test_an_unknown_architecture_is_refused_with_those_that_are_supported(architectures):
+    with pytest.raises(ModelLoadError, match=r"is not supported; supported are LlamaForCausalLM, MistralForCausalLM"):
+        family_for({"architectures": architectures})
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("architectures", ["GPT2LMHeadModel"], "architecture 'GPT2LMHeadModel' is not supported"),
+    ("hidden_act", "relu", "hidden_act='relu' is not supported"),
+    ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}, "'dynamic' is not supported"),
+    ("rope_scaling", "linear", "rope_scaling must be an object"),
+    ("num_key_value_heads", 3, "is no multiple of"),
+    ("hidden_size", 64, "misshapen|shape"),
+    ("attention_bias", True, "missing"),
+])  # fmt: skip
+def test_an_engine_refuses_the_folder(name, value, message, tiny_model_path, tmp_path):
+    for file in tiny_model_path.iterdir():
+        if file.name not in ("config.json", "expected.npz"):
+            (tmp_path / file.name).symlink_to(file)
+    config = json.loads((tiny_model_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ModelLoadError, match=message):
+        InferenceEngine.new_sync(EngineConfig(model_path=str(tmp_path), device="cpu", dtype="f32"))
