@@ -48,7 +48,9 @@ def start() -> tuple[Measure, dict[str, Any]]:
     path, dtype, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(threads)
     folder, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options).eval()
+    # dequantised in float32 first: asked for bfloat16 at once, transformers may keep a GGUF file's weights packed
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    model = model.to(getattr(torch, dtype)).eval()
     return lambda job: run(model, job), {"versions": versions(["torch", "transformers"]), "dtype": dtype}
 
 
