@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import operator
 import secrets
 import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from types import TracebackType
 from typing import Self
@@ -61,7 +65,7 @@ class InferenceEngine:
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
         self._ids = itertools.count(1)
-        self._updates: list[RequestUpdate] = []
+        self._updates: deque[RequestUpdate] = deque()
         self._totals = _Totals()
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -112,8 +116,7 @@ class InferenceEngine:
 
     def detokenize(self, tokens: Items[int]) -> str:
         """Text of token ids, without control tokens."""
-        self._check_tokens("tokens", tokens)
-        return self.tokenizer.decode(list(tokens))
+        return self.tokenizer.decode(self._token_ids("tokens", tokens))
 
     # --- generation ---
 
@@ -150,6 +153,8 @@ class InferenceEngine:
 
         Raises ConfigError while the background loop runs requests of ``generate`` or ``generate_stream``.
         """
+        if not isinstance(request, InferenceRequest):
+            raise GenerationError(f"add_request takes an InferenceRequest, not {type(request).__name__}")
         sequence = self._sequence(request.prompt, request.params)
         sequence.report = self._updates.append
         self._submit(sequence, Driver.CALLER)
@@ -158,7 +163,10 @@ class InferenceEngine:
     def step(self) -> list[RequestUpdate]:
         """Run one step of the requests given to :meth:`add_request` and return what came of it."""
         self._loop.step()
-        updates, self._updates[:] = list(self._updates), []
+        updates = []
+        with contextlib.suppress(IndexError):  # two threads may step: each update goes to one of them
+            while True:
+                updates.append(self._updates.popleft())
         return updates
 
     def cancel_request(self, handle: RequestHandle) -> None:
@@ -212,8 +220,7 @@ class InferenceEngine:
         """Check a request against the model and the context, and make its sequence."""
         if not isinstance(params, GenerationParams):
             raise GenerationError(f"params must be GenerationParams, not {type(params).__name__}", param="params")
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_tokens("prompt", tokens)
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else self._token_ids("prompt", prompt)
         limit = self._info.max_sequence_length
         if not tokens:
             raise GenerationError("the prompt is empty", param="prompt")
@@ -233,8 +240,8 @@ class InferenceEngine:
             raise GenerationError(
                 f"min_tokens is {params.min_tokens}, but there is room for {room}", param="min_tokens"
             )
-        self._check_tokens("stop_token_ids", params.stop_token_ids)
-        self._check_tokens("logit_bias", list(params.logit_bias))
+        self._token_ids("stop_token_ids", params.stop_token_ids)
+        self._token_ids("logit_bias", list(params.logit_bias))
         if len(params.logit_bias) > MAX_BIAS:
             raise GenerationError(
                 f"logit_bias names {len(params.logit_bias)} tokens; at most {MAX_BIAS} are supported",
@@ -261,13 +268,23 @@ class InferenceEngine:
             report=_nobody,
         )
 
-    def _check_tokens(self, name: str, tokens: Items[int]) -> None:
-        size = self._info.vocab_size
+    def _token_ids(self, name: str, tokens: Items[int]) -> list[int]:
+        """The tokens as integers of Python's own, whatever kind of integers and list they are."""
+        if not isinstance(tokens, Iterable) or isinstance(tokens, str | bytes | bytearray | Mapping):
+            text = "text or " if name == "prompt" else ""
+            raise GenerationError(f"{name} must be {text}a list of token ids, not {type(tokens).__name__}", param=name)
+        size, ids = self._info.vocab_size, []
         for token in tokens:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise GenerationError(f"{name} must hold token ids, whole numbers, not {token!r}", param=name)
-            if not 0 <= token < size:
+            try:
+                if isinstance(token, bool):
+                    raise TypeError
+                ids.append(operator.index(token))
+            except TypeError:
+                message = f"{name} must hold token ids, whole numbers, not {token!r:.80}"
+                raise GenerationError(message, param=name) from None
+            if not 0 <= ids[-1] < size:
                 raise GenerationError(f"{name} holds token {token}; the vocabulary has ids 0 to {size - 1}", param=name)
+        return ids
 
 
 class InferenceEngineBuilder(ConfigSettings):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from cvllm_jax.engine.pages import PageAllocator, chain_hashes
 from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
 from cvllm_jax.engine.sequence import Sampled, Sequence, State
+from cvllm_jax.errors import Error
 from cvllm_jax.params import FinishReason
 
 __all__ = ["Scheduler"]
@@ -200,7 +201,11 @@ class Scheduler:
         if sequence.state is State.FINISHED:
             return
         sequence.pending -= 1
-        reason = sequence.append(sampled)
+        try:
+            reason = sequence.append(sampled)
+        except Error as error:  # a token that the tokenizer has no text for ends its own request only
+            self._finish(sequence, FinishReason.Error(str(error)), error)
+            return
         if reason is not None:
             self._finish(sequence, reason)
         elif sequence.state is State.RUNNING:
@@ -298,5 +303,5 @@ def _admission(sequence: Sequence) -> Admission:
         tokens=tuple(sequence.tokens),
         prompt_length=sequence.prompt_length,
         bias=tuple(sequence.params.logit_bias.items()),
-        end_tokens=tuple(sorted(sequence.end_tokens)),
+        end_tokens=tuple(sorted(sequence.end_tokens)) if sequence.params.min_tokens else (),
     )
