@@ -17,6 +17,12 @@ import pytest  # noqa: E402
 GOLDEN = ROOT / "tests" / "golden"
 
 
+@pytest.fixture
+def anyio_backend():
+    """What runs asynchronous tests."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path():
     """A complete Hugging Face folder: two layers, 288 tokens, a byte-level tokenizer and a ChatML template."""
