@@ -38,12 +38,14 @@ _PLATFORMS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "metal": ("mps", "METAL"
 
 def find_device(device: Device) -> jax.Device:
     """JAX's device for ours, or a DeviceError that says what is missing."""
+    if device.kind not in _PLATFORMS:
+        raise DeviceError(f"unknown kind of device {device.kind!r}; there are cpu, cuda and metal")
     for platform in _PLATFORMS[device.kind]:
         with contextlib.suppress(RuntimeError):
             found = jax.devices(platform)
-            if device.index < len(found):
+            if 0 <= device.index < len(found):
                 return found[device.index]
-            raise DeviceError(f"there is no device {device}: JAX sees {len(found)} of kind {device.kind}")
+            raise DeviceError(f"there is no device {device.kind}:{device.index}: JAX sees {len(found)} of kind {device.kind}")
     remedy = {"cuda": "pip install 'cvllm-jax[cuda]'", "metal": "pip install jax-mps"}.get(device.kind, "")
     advice = f"; with the hardware there, try: {remedy}" if remedy else ""
     raise DeviceError(f"JAX sees no {device.kind} device{advice}")
@@ -78,29 +80,24 @@ class StepShapes:
 
 
 def step_shapes(config: EngineConfig, device: jax.Device) -> StepShapes:
-    """Few sizes, because each is a program to compile: up to three for prefill and four for decoding."""
+    """Few sizes, because each is a program to compile: at most twelve steps with the one that admits sequences."""
     # Mosaic's tiles want 128 queries; a CPU has no tiles to fill and wastes less on the ends of prompts
     query_block = 128 if device.platform == "gpu" else 64
     largest = -(-config.prefill_chunk_size // query_block)
     return StepShapes(
         query_block=query_block,
-        prefill_blocks=_sizes(1, largest, 3),
-        decode_rows=_sizes(1, config.max_batch_size, 4),
+        prefill_blocks=_sizes(largest, 3),
+        decode_rows=_sizes(config.max_batch_size, 8),
     )
 
 
-def _sizes(smallest: int, largest: int, count: int) -> tuple[int, ...]:
-    """At most ``count`` sizes from smallest to largest, evenly spaced in ratio."""
-    if largest <= smallest:
-        return (largest,)
-    ratio = (largest / smallest) ** (1 / (count - 1))
-    ratio = max(ratio, 2.0)
+def _sizes(largest: int, count: int) -> tuple[int, ...]:
+    """At most ``count`` sizes from 1 to ``largest``, evenly spaced in ratio and at least doubling."""
+    ratio = max(2.0, largest ** (1 / max(count - 1, 1)))
     sizes = [largest]
-    while sizes[-1] / ratio > smallest * 1.01:
-        sizes.append(max(smallest, round(sizes[-1] / ratio)))
-    if sizes[-1] != smallest:
-        sizes.append(smallest)
-    return tuple(sorted(sizes))
+    while len(sizes) < count and sizes[-1] > 1:
+        sizes.append(max(1, min(sizes[-1] - 1, round(sizes[-1] / ratio))))
+    return tuple(sorted({1, *sizes} if len(sizes) < count else {1, *sizes[:-1]}))
 
 
 def compiler_options(device: jax.Device, kind: str, *, enable_cuda_graph: bool) -> dict[str, Any]:

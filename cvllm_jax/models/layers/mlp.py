@@ -23,4 +23,5 @@ class GatedMlp(nnx.Module):
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * up)
+        gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)  # XLA:CPU emulates bf16 arithmetic
+        return self.down((jax.nn.silu(gate) * up).astype(x.dtype))

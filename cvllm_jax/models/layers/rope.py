@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from cvllm_jax.errors import ModelLoadError
@@ -59,7 +60,8 @@ class Rope:
     def tables(self, positions: Int[Array, "T"]) -> tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]]:
         """Cosine and sine of each position, in f32, with an axis for the heads."""
         angle = positions.astype(jnp.float32)[:, None, None] * jnp.asarray(self.frequencies, jnp.float32)
-        return jnp.cos(angle) * self.scale, jnp.sin(angle) * self.scale
+        # without the barrier XLA fuses the cosines into every layer and computes them again for every head
+        return lax.optimization_barrier((jnp.cos(angle) * self.scale, jnp.sin(angle) * self.scale))
 
 
 def rotate(
