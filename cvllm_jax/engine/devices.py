@@ -45,7 +45,8 @@ def find_device(device: Device) -> jax.Device:
             found = jax.devices(platform)
             if 0 <= device.index < len(found):
                 return found[device.index]
-            raise DeviceError(f"there is no device {device.kind}:{device.index}: JAX sees {len(found)} of kind {device.kind}")
+            name = f"{device.kind}:{device.index}"
+            raise DeviceError(f"there is no device {name}: JAX sees {len(found)} of kind {device.kind}")
     remedy = {"cuda": "pip install 'cvllm-jax[cuda]'", "metal": "pip install jax-mps"}.get(device.kind, "")
     advice = f"; with the hardware there, try: {remedy}" if remedy else ""
     raise DeviceError(f"JAX sees no {device.kind} device{advice}")
