@@ -100,7 +100,7 @@ def test_finish_reasons_match():
 
 
 def test_request_updates_match(tiny_engine):
-    params = GenerationParams(max_tokens=3, ignore_eos=True, logprobs=True)
+    params = GenerationParams(max_tokens=3, temperature=0.0, ignore_eos=True, logprobs=True)
     handle = tiny_engine.add_request(InferenceRequest(prompt=[5, 6], params=params))
     kinds = []
     while "completed" not in kinds:
