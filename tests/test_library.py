@@ -100,7 +100,8 @@ def test_finish_reasons_match():
 
 
 def test_request_updates_match(tiny_engine):
-    params = GenerationParams(max_tokens=3, temperature=0.0, ignore_eos=True, logprobs=True)
+    letter = tiny_engine.tokenize("a")[0]  # a whole character, so that no text is left for the end
+    params = GenerationParams(max_tokens=3, temperature=0.0, logit_bias={letter: 100.0}, logprobs=True)
     handle = tiny_engine.add_request(InferenceRequest(prompt=[5, 6], params=params))
     kinds = []
     while "completed" not in kinds:

@@ -145,7 +145,7 @@ def test_tokens_without_text_fail_their_request_only(tiny_model_path, tmp_path, 
     )  # fmt: skip
     with InferenceEngine.new_sync(settings) as engine:
         for _ in range(2):
-            output = engine.generate_sync([5, 6, 7], GenerationParams(max_tokens=4))
+            output = engine.generate_sync([5, 6, 7], GenerationParams(max_tokens=4, ignore_eos=True))
             assert isinstance(output.finish_reason, FinishReason.Error) and "bytes" in output.finish_reason.message
         stats = engine.stats()
         assert stats.running == stats.waiting == 0 and stats.pages_free == stats.pages_total
