@@ -112,10 +112,9 @@ class Scheduler:
         return True
 
     def _plan_prefill(self, admissions: list[Admission], *, may_admit: bool) -> Iterator[tuple[Sequence, PrefillBlock]]:
-        """Blocks for prompts in order of arrival. None takes over half of the budget while others wait for a part."""
+        """Blocks for prompts in order of arrival. None takes over half of what is left while others wait for a part."""
         budget = self._budget
         candidates = deque(s for s in self.running if not s.prefilled)
-        share = max(self._block, budget // 2) if self._chunked else None
         behind: list[Sequence] = []
         while budget > 0:
             if candidates:
@@ -124,7 +123,7 @@ class Scheduler:
                 sequence = admitted
             else:
                 break
-            limit = len(sequence.tokens) if share is None else min(budget, share)
+            limit = min(budget, max(self._block, budget // 2)) if self._chunked else len(sequence.tokens)
             for block in self._blocks(sequence, limit):
                 budget -= len(block.tokens)
                 yield sequence, block

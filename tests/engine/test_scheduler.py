@@ -97,13 +97,22 @@ def test_answers_go_on_while_a_long_prompt_is_prefilled():
         serving.step()
 
 
-def test_a_short_prompt_is_not_held_up_by_a_long_one():
-    serving = Serving(pages=100, budget=8, ahead=0)
-    serving.add([2] * 160, 1)
+@pytest.mark.parametrize("long_prompts", [1, 2, 3])
+def test_a_short_prompt_is_not_held_up_by_long_ones(long_prompts):
+    serving = Serving(pages=200, budget=32, ahead=0)
+    for n in range(long_prompts):
+        serving.add([2 + n] * 160, 1)
     serving.step()
     short = serving.add([1, 1], 1, ignore_eos=True)
     serving.step()
     assert serving.output(short).tokens == alone([1, 1], 1)
+
+
+def test_a_lone_prompt_gets_the_whole_budget():
+    serving = Serving(pages=200, budget=32, ahead=0)
+    serving.add([2] * 160, 1)
+    serving.run()
+    assert len(serving.runner.plans) == 5
 
 
 def test_without_chunking_a_prompt_is_prefilled_in_one_step():
