@@ -156,6 +156,15 @@ class EngineConfig:
             object.__setattr__(self, "device", Device.parse(self.device))
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", DType.parse(self.dtype))
+        if not isinstance(self.device, Device | None):
+            raise ConfigError(f"device must be a Device or its name, not {self.device!r}", param="device")
+        if not isinstance(self.dtype, DType):
+            raise ConfigError(f"dtype must be a DType or its name, not {self.dtype!r}", param="dtype")
+        for name in (
+            "enable_cuda_graph", "enable_chunked_prefill", "enable_prefix_caching", "warmup", "compilation_cache",
+        ):  # fmt: skip
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}", param=name)
         for name in ("max_batch_size", "prefill_chunk_size", "page_size", "max_queue_size"):
             _require_positive(name, getattr(self, name))
         for name in ("max_sequence_length", "kv_cache_memory"):

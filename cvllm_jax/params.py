@@ -65,10 +65,10 @@ class GenerationParams:
     """Any integer of 64 bits, signed or not. The same request with the same seed draws the same tokens."""
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0.0, math.inf)
+        _number("temperature", self.temperature, 0.0, 1e6)
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _number("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)  # beyond, f32 logits overflow
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         if self.max_tokens is not None:
@@ -326,8 +326,7 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
         raise GenerationError(f"{name} must be a number, not {value!r}", param=name)
     if math.isnan(value) or value > high or value < low or (open_low and value == low) or math.isinf(value):
         least = f"{'above' if open_low else 'at least'} {low:g}"
-        most = "" if math.isinf(high) else f" and at most {high:g}"
-        raise GenerationError(f"{name} must be {least}{most}, not {value}", param=name)
+        raise GenerationError(f"{name} must be {least} and at most {high:g}, not {value}", param=name)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:

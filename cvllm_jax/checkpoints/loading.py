@@ -215,7 +215,10 @@ def _target(
             return None, f"{tensor} of type {info.dtype}, which is not supported yet"
         heads = 0
         if isinstance(source, Interleaved):
-            heads = int(checkpoint.config[source.heads])
+            count = checkpoint.config.get(source.heads)
+            if not isinstance(count, int) or count < 1:
+                return None, f"{tensor}, whose rows cannot be ordered without {source.heads} in the configuration"
+            heads = count
             if info.shape[0] % (2 * heads):
                 return None, f"{tensor} {list(info.shape)}, whose rows do not divide into {heads} heads"
         if len(info.shape) != len(shape) or info.shape[1:] != shape[1:]:

@@ -198,7 +198,8 @@ class EngineLoop:
                 self.scheduler.end_all(FinishReason.Cancelled)
             else:
                 message = f"the engine has stopped: {_first_line(self._failure)}"
-                self.scheduler.end_all(FinishReason.Error(message), GenerationError(message))
+                for sequence in list(self._open.values()):  # the scheduler may be inconsistent
+                    sequence.finish(FinishReason.Error(message), GenerationError(message))
             self._dispatched.clear()
             self.runner.close()
 

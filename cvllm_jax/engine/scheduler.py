@@ -178,7 +178,7 @@ class Scheduler:
         sequence.pages = shared + fresh
         sequence.computed = len(shared) * size
         sequence.registered = len(shared)
-        if not sequence.num_generated:
+        if not sequence.preempted:  # else its own pages would count
             sequence.cached_tokens = sequence.computed
         sequence.slot = self._free_slots.pop()
         sequence.state = State.RUNNING
@@ -227,10 +227,10 @@ class Scheduler:
             self._preempt(sequence)
         self.pages.forget()
 
-    def end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
+    def end_all(self, reason: FinishReason) -> None:
         """End every request, as when the engine closes."""
         for sequence in [*self.running, *self.waiting]:
-            self._finish(sequence, reason, error)
+            self._finish(sequence, reason)
 
     # --- bookkeeping ---
 
@@ -246,6 +246,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
+        sequence.preempted = True
         self._leave(sequence)
         sequence.state = State.WAITING
         self._enqueue(sequence)

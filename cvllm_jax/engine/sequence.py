@@ -75,6 +75,8 @@ class Sequence:
     """Tokens chosen by dispatched steps and not read yet: at most 2, as one step is dispatched ahead."""
     registered: int = 0
     """Pages handed to the prefix cache."""
+    preempted: bool = False
+    """Whether it ever gave up its pages."""
     cached_tokens: int = 0
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[TopLogprob]] = field(default_factory=list)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,3 +132,12 @@ def test_odd_shard_indices(weight_map):
         (Path(folder) / "model.safetensors").rename(Path(folder) / "s.safetensors")
         (Path(folder) / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         survives(Path(folder))
+
+
+def test_an_architecture_whose_heads_are_unknown_is_no_reason_to_guess(tmp_path):
+    """Found by the damage above: the architecture's name is one letter off, so none of its keys were read."""
+    path = tmp_path / "a.gguf"
+    length = (5).to_bytes(8, "little")
+    path.write_bytes(gguf_content().replace(length + b"llama", length + b"lamma"))
+    with open_checkpoint(path) as checkpoint, pytest.raises(ModelLoadError, match="without num_attention_heads"):
+        load_weights(checkpoint, RULES, llama_targets(SMALL), lambda _, array: jnp.asarray(array), use_cache=False)
