@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.paged_attention import reference
+from pallas_kernels.paged_attention.config import HopperConfig
 
-__all__ = ["paged_attention"]
+__all__ = ["Choice", "Implementation", "choose_implementation", "paged_attention"]
+
+Implementation = Literal["auto", "xla", "hopper"]
+
+
+class Choice(NamedTuple):
+    """What runs, and why."""
+
+    implementation: Literal["xla", "hopper"]
+    reason: str
 
 
 def paged_attention(
@@ -19,6 +34,10 @@ def paged_attention(
     *,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
+    implementation: Implementation = "auto",
+    config: HopperConfig | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Causal attention of blocks of queries over the pages of their sequences.
 
@@ -33,13 +52,58 @@ def paged_attention(
       counts: valid queries of each block; 0 marks an unused block.
       scale: multiplies the logits, usually ``H ** -0.5``.
       window: attend to this many latest positions only, the query's own included.
+      soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)`` (Gemma 2, arXiv 2408.00118).
+      sinks: a logit for each head that takes part in the softmax and has no value (attention sinks).
+      implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
+        :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
+      config: block sizes of the Hopper kernel; None takes the defaults.
 
     Returns:
       As ``q``; rows past ``counts[b]`` are finite and meaningless.
+
+    Raises:
+      ValueError: the query heads do not divide into groups, or "hopper" was asked for and does not do these shapes.
     """
     n_heads, kv_heads = q.shape[2], k_pages.shape[1]
     if n_heads % kv_heads:
         raise ValueError(f"{n_heads} query heads do not divide into groups for {kv_heads} kv heads")
-    if q.shape[1] == 1:
-        return reference.decode(q, k_pages, v_pages, tables, starts, counts, scale=scale, window=window)
-    return reference.prefill(q, k_pages, v_pages, tables, starts, counts, scale=scale, window=window)
+    if implementation not in ("auto", "xla", "hopper"):
+        raise ValueError(f'implementation must be "auto", "xla" or "hopper", not {implementation!r}')
+    options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
+    arrays: tuple[Any, ...] = (q, k_pages, v_pages, tables, starts, counts)
+    xla = partial(reference.decode if q.shape[1] == 1 else reference.prefill, **options)
+    if implementation == "xla":
+        return xla(*arrays)
+    if implementation == "auto" and choose_implementation(q, k_pages, v_pages, config=config).implementation == "xla":
+        return xla(*arrays)
+
+    from pallas_kernels.paged_attention import hopper  # importing Mosaic takes time that the XLA path need not spend
+
+    kernel = partial(hopper.decode, config=config, **options)
+    if implementation == "hopper":
+        return kernel(*arrays)
+    # the default device says what a program will probably run on; this says what it is compiled for
+    return lax.platform_dependent(*arrays, cuda=kernel, default=xla)
+
+
+def choose_implementation(q: Any, k_pages: Any, v_pages: Any, *, config: HopperConfig | None = None) -> Choice:
+    """What ``implementation="auto"`` takes on the default device for arrays of these shapes and types, and why.
+
+    Arguments:
+      q, k_pages, v_pages: as for :func:`paged_attention`; only their shapes and types are looked at.
+    """
+    chosen = jax.config.jax_default_device
+    device = jax.devices(chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
+    if device.platform != "gpu":
+        return Choice("xla", f"the default device is a {device.platform}, and the kernels are for NVIDIA GPUs")
+    capability = getattr(device, "compute_capability", "unknown")
+    if str(capability) != "9.0":
+        return Choice("xla", f"the GPU has compute capability {capability}, and the kernels are for 9.0 (Hopper)")
+
+    from pallas_kernels.paged_attention import hopper
+
+    try:
+        hopper.check(q, k_pages, v_pages, config)
+    except ValueError as error:
+        return Choice("xla", str(error))
+    return Choice("hopper", "the GPU has compute capability 9.0 (Hopper), and the kernel does these shapes")

@@ -33,6 +33,8 @@ def decode(
     *,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B 1 N H"]:
     """One query a sequence; see :func:`pallas_kernels.paged_attention.paged_attention`.
 
@@ -57,7 +59,7 @@ def decode(
 
     out = _walk(
         tables, pages, width, starts[:, None, None, None], jnp.max(jnp.where(counts > 0, starts + 1, 0)),
-        logits, weigh, (B, K, N // K, H), window,
+        logits, weigh, (B, K, N // K, H), window, soft_cap, None if sinks is None else sinks.reshape(1, K, N // K),
     )  # fmt: skip
     return out.astype(q.dtype).reshape(B, 1, N, H)
 
@@ -72,12 +74,16 @@ def prefill(
     *,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Blocks of queries, one after another; see :func:`pallas_kernels.paged_attention.paged_attention`."""
     B, Q, N, H = q.shape
     K, G = k_pages.shape[1], N // k_pages.shape[1]
     grouped = q.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * Q, H)
     pages, tables = _runs(tables, k_pages.shape[2], SHORTEST_RUN)
+    if sinks is not None:
+        sinks = jnp.repeat(sinks.reshape(1, K, G), Q, axis=2)
     width = pages * k_pages.shape[2]
 
     def block(args: tuple[jax.Array, ...]) -> jax.Array:
@@ -98,7 +104,9 @@ def prefill(
         # padding rows see what the last query sees: past that, a page holds anything, and 0 * NaN would be NaN
         row = start + jnp.minimum(jnp.arange(Q, dtype=jnp.int32), count - 1)
         rows = jnp.tile(row, G)[None, None, :, None]
-        return _walk(table[None], pages, width, rows, start + count, logits, weigh, (1, K, G * Q, H), window)[0]
+        return _walk(
+            table[None], pages, width, rows, start + count, logits, weigh, (1, K, G * Q, H), window, soft_cap, sinks
+        )[0]
 
     out = lax.map(block, (grouped, tables, starts, counts)).astype(q.dtype)
     return out.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
@@ -120,6 +128,8 @@ def _walk(
     weigh: Callable[[Int[Array, "B W"], Float[Array, "B K R S"], Bool[Array, "B 1 #R S"]], Float[Array, "B K R H"]],
     shape: tuple[int, int, int, int],
     window: int | None,
+    soft_cap: float | None,
+    sinks: Float[Array, "1 K R"] | None,
 ) -> Float[Array, "B K R H"]:
     """Softmax over positions up to each row's own, in runs of ``width`` that cover the positions below ``end``."""
     begin = jnp.int32(0) if window is None else jnp.maximum(jnp.min(rows) - window + 1, 0) // width
@@ -131,12 +141,18 @@ def _walk(
         seen = key <= rows
         if window is not None:
             seen &= key > rows - window
-        logits = jnp.where(seen, logits_of(table), MASKED)
+        logits = logits_of(table)
+        if soft_cap is not None:
+            logits = jnp.tanh(logits / soft_cap) * soft_cap
+        logits = jnp.where(seen, logits, MASKED)
         new_top = jnp.maximum(top, logits.max(-1))
         weights = jnp.exp(logits - new_top[..., None])
         shrink = jnp.exp(top - new_top)
         return new_top, total * shrink + weights.sum(-1), acc * shrink[..., None] + weigh(table, weights, seen)
 
-    init = (jnp.full(shape[:3], MASKED, jnp.float32), jnp.zeros(shape[:3], jnp.float32), jnp.zeros(shape, jnp.float32))
+    top, total = jnp.full(shape[:3], MASKED, jnp.float32), jnp.zeros(shape[:3], jnp.float32)
+    if sinks is not None:  # a sink is a position that every row sees, of value 0
+        top, total = jnp.broadcast_to(sinks.astype(jnp.float32), shape[:3]), jnp.ones(shape[:3], jnp.float32)
+    init = (top, total, jnp.zeros(shape, jnp.float32))
     _, total, acc = lax.fori_loop(begin, (end + width - 1) // width, body, init)
     return acc / jnp.maximum(total, 1e-30)[..., None]

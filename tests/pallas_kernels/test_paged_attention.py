@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pallas_kernels.paged_attention import paged_attention
 
 
-def dense(q, keys, values, start, *, scale, window):
+def dense(q, keys, values, start, *, scale, window, soft_cap=None, sinks=None):
     """Attention of queries [Q N H] at positions from ``start`` over keys and values [K S H] of one sequence."""
     Q, N, _ = q.shape
     group = N // keys.shape[0]
@@ -22,8 +22,12 @@ def dense(q, keys, values, start, *, scale, window):
         for n in range(N):
             k, v = keys[n // group, low : start + i + 1], values[n // group, low : start + i + 1]
             logits = k @ q[i, n] * scale
-            weights = np.exp(logits - logits.max())
-            out[i, n] = weights @ v / weights.sum()
+            if soft_cap is not None:
+                logits = soft_cap * np.tanh(logits / soft_cap)
+            sink = -np.inf if sinks is None else sinks[n]
+            top = max(logits.max(), sink)
+            weights = np.exp(logits - top)
+            out[i, n] = weights @ v / (weights.sum() + np.exp(sink - top))
     return out
 
 
@@ -47,12 +51,14 @@ class Pool:
             self.tables[row, -(-length // page_size) :] = rng.integers(0, pages)  # never attended to
 
 
-@partial(jax.jit, static_argnames=("window", "scale"))
-def attend(q, k, v, tables, starts, counts, *, scale, window):
-    return paged_attention(q, k, v, tables, starts, counts, scale=scale, window=window)
+@partial(jax.jit, static_argnames=("window", "scale", "soft_cap"))
+def attend(q, k, v, tables, starts, counts, *, scale, window, soft_cap=None, sinks=None):
+    return paged_attention(
+        q, k, v, tables, starts, counts, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks
+    )  # fmt: skip
 
 
-def check(pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float32, tolerance=2e-5):
+def check(pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float32, tolerance=2e-5, **options):
     head_dim = pool.k.shape[3]
     q = np.random.default_rng(1).standard_normal((len(starts), queries, heads, head_dim)).astype(np.float32)
     for row, count in enumerate(counts):
@@ -60,12 +66,12 @@ def check(pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float3
     scale = head_dim**-0.5
     got = attend(
         jnp.asarray(q, dtype), jnp.asarray(pool.k, dtype), jnp.asarray(pool.v, dtype), jnp.asarray(pool.tables),
-        jnp.asarray(starts, jnp.int32), jnp.asarray(counts, jnp.int32), scale=scale, window=window,
+        jnp.asarray(starts, jnp.int32), jnp.asarray(counts, jnp.int32), scale=scale, window=window, **options,
     )  # fmt: skip
     assert got.shape == q.shape and got.dtype == dtype
     got = np.asarray(got, np.float32)
     for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        want = dense(q[row, :count], pool.keys[row], pool.values[row], start, scale=scale, window=window)
+        want = dense(q[row, :count], pool.keys[row], pool.values[row], start, scale=scale, window=window, **options)
         np.testing.assert_allclose(got[row, :count], want, atol=tolerance, rtol=tolerance)
 
 
@@ -120,6 +126,13 @@ def test_unused_blocks_give_finite_numbers(queries):
         window=None,
     )  # fmt: skip
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("options", [{"soft_cap": 0.5}, {"sinks": np.array([-5.0, 0.0, 2.0, 40.0])}], ids=str)
+def test_soft_cap_and_sinks(options):
+    pool = Pool([130, 0, 20], kv_heads=2, head_dim=8, page_size=16, width=10)
+    check(pool, [129, 0, 19], [1, 0, 1], queries=1, heads=4, **options)
+    check(pool, [114, 0, 4], [16, 0, 16], queries=16, heads=4, window=30, **options)
 
 
 def test_bfloat16():

@@ -1,0 +1,244 @@
+"""The Hopper kernels without a GPU: in Mosaic's interpreter against the reference, and lowered for CUDA.
+
+The interpreter simulates TMA and barriers, fills fresh shared memory with NaN, and raises on data races and on reads
+outside an array. Pools hold NaN wherever no sequence has a token, and table entries that must not be followed name
+pages that do not exist.
+"""
+
+import itertools
+import zlib
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.paged_attention import HopperConfig, choose_implementation, hopper, paged_attention, reference
+
+NO_PAGE = 10**6
+
+#: Few pieces: the interpreter takes its time for unused ones too.
+SMALL = HopperConfig(stages=2, thread_blocks=4, min_tokens=64)
+
+
+def pool(lengths, *, kv_heads, head_dim, page_size, window, rng):
+    """Pages and tables of sequences; what lies before the window's first page or past the end is poison."""
+    width = max(-(-max(lengths) // page_size), 1) + 1
+    counts = [-(-length // page_size) for length in lengths]
+    order = rng.permutation(sum(counts) + 2)
+    k, v = (np.full((len(order), kv_heads, page_size, head_dim), np.nan, np.float32) for _ in range(2))
+    tables = np.full((len(lengths), width), NO_PAGE, np.int32)
+    free = iter(order.tolist())
+    for row, length in enumerate(lengths):
+        first = 0 if window is None else max(length - window, 0) // page_size
+        for index in range(first, counts[row]):
+            page = tables[row, index] = next(free)
+            used = min(page_size, length - index * page_size)
+            for array in (k, v):
+                array[page, :, :used] = rng.standard_normal((kv_heads, used, head_dim))
+    return k, v, tables
+
+
+def check_decode(
+    *, head_dim, page_size, group, kv_heads=1, window=None, soft_cap=None, sinks=False, lengths=None, config=SMALL
+):
+    options = f"{head_dim} {page_size} {group} {kv_heads} {window} {soft_cap} {sinks} {config}"
+    rng = np.random.default_rng(zlib.crc32(options.encode()))
+    if lengths is None:
+        edge = rng.integers(1, 4) * page_size
+        lengths = [0, 1, edge - 1, edge, edge + 1, int(rng.integers(100, 200))]
+    heads = kv_heads * group
+    k, v, tables = pool(
+        lengths, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, window=window, rng=rng
+    )  # fmt: skip
+    q = rng.standard_normal((len(lengths), 1, heads, head_dim))
+    starts, counts = np.maximum(np.array(lengths) - 1, 0), np.minimum(lengths, 1)
+    arrays = *(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), *(jnp.asarray(x, jnp.int32) for x in (starts, counts))
+    q, k, v, starts, counts = arrays
+    sinks = jnp.asarray(rng.standard_normal(heads), jnp.float32) if sinks else None
+    scale = head_dim**-0.5
+    got = jax.jit(
+        partial(
+            hopper.decode,
+            scale=scale,
+            window=window,
+            soft_cap=soft_cap,
+            config=config,
+            interpret=plgpu.InterpretGPUParams(detect_races=True),
+        )
+    )(q, k, v, jnp.asarray(tables), starts, counts, sinks=sinks)
+    tables = jnp.asarray(np.where(tables == NO_PAGE, 0, tables))
+    want = jax.jit(partial(reference.decode, scale=scale, window=window, soft_cap=soft_cap))(
+        *(x.astype(jnp.float32) for x in (q, k, v)), tables, starts, counts, sinks=sinks
+    )
+    assert got.dtype == jnp.bfloat16 and got.shape == want.shape
+    got, want, used = np.asarray(got, np.float32), np.asarray(want), np.asarray(counts) > 0
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[used], want[used], atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"head_dim": 64, "page_size": 16, "group": 1, "kv_heads": 2},
+        {"head_dim": 64, "page_size": 64, "group": 3, "window": 1},
+        {"head_dim": 128, "page_size": 16, "group": 4, "kv_heads": 2, "window": 20, "soft_cap": 5.0, "sinks": True},
+        {"head_dim": 128, "page_size": 32, "group": 16, "sinks": True},
+        {"head_dim": 128, "page_size": 64, "group": 8, "soft_cap": 5.0},
+        {"head_dim": 256, "page_size": 16, "group": 9, "window": 100},
+    ],
+    ids=str,
+)
+def test_decoding_equals_the_reference(case):
+    check_decode(**case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(1, 17))
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_decoding_equals_the_reference_at_every_shape(head_dim, page_size, group):
+    for window, soft_cap, sinks in [(None, None, False), (50, 5.0, True)]:
+        check_decode(
+            head_dim=head_dim, page_size=page_size, group=group, kv_heads=1 + group % 2, window=window,
+            soft_cap=soft_cap, sinks=sinks,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HopperConfig(stages=1, thread_blocks=1),
+        HopperConfig(stages=3, thread_blocks=7, min_tokens=1),
+        HopperConfig(block_kv=128, stages=2, thread_blocks=3),
+    ],
+    ids=str,
+)
+def test_pieces_and_stages_of_every_size(config):
+    """Rings that go round, sequences in one piece and in many, steps with a page too many."""
+    lengths = [700, 0, 129, 64, 16]
+    check_decode(head_dim=64, page_size=16, group=2, lengths=lengths, config=config)
+    check_decode(head_dim=64, page_size=16, group=2, lengths=lengths, window=300, config=config)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("lengths", [[0], [1], [131072], [0, 0, 0], [131072, 1, 0, 1], [64, 65, 4096] * 20])
+def test_pieces_cover_each_page_once(lengths, window):
+    page_size, config = 16, HopperConfig()
+    owner, work = hopper.plan(
+        jnp.array(lengths, jnp.int32), page_size=page_size, kv_heads=8, window=window, config=config
+    )  # fmt: skip
+    assert len(owner) == len(work) == len(lengths) + config.thread_blocks // 8
+    per_step = config.block_kv // page_size
+    covered = [[] for _ in lengths]
+    for piece, (row, first, steps, length) in zip(owner.tolist(), work.tolist(), strict=True):
+        assert length == lengths[row] and steps >= 0 and (piece == row or steps == 0)
+        covered[row] += range(first, first + steps * per_step)
+    for length, pages in zip(lengths, covered, strict=True):
+        first = 0 if window is None else max(length - window, 0) // page_size
+        needed = -(-length // page_size) - first
+        assert sorted(pages) == list(range(first, first + -(-needed // per_step) * per_step))
+    steps = np.asarray(work[:, 2])
+    even = -(-steps.sum() // (config.thread_blocks // 8))
+    assert steps.max() <= max(even, config.min_tokens // config.block_kv)
+
+
+def abstract(head_dim, page_size, group, *, batch=8, kv_heads=4, queries=1, dtype=jnp.bfloat16):
+    shape = jax.ShapeDtypeStruct
+    pages = shape((100, kv_heads, page_size, head_dim), dtype)
+    ints = shape((batch,), jnp.int32)
+    return (
+        shape((batch, queries, kv_heads * group, head_dim), dtype),
+        pages,
+        pages,
+        shape((batch, 40), jnp.int32),
+        ints,
+        ints,
+    )
+
+
+def lower(arrays, **options):
+    def attend(*arrays):
+        return paged_attention(*arrays, scale=0.1, **options)
+
+    return jax.jit(attend).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_every_head_dim_and_page_size_lowers_for_cuda(head_dim, page_size):
+    for group, options in [(4, {}), (16, {"window": 100, "soft_cap": 30.0, "config": HopperConfig(stages=1)})]:
+        assert "mosaic_gpu" in lower(abstract(head_dim, page_size, group), implementation="hopper", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(1, 17))
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_every_variant_lowers_for_cuda(head_dim, page_size, group):
+    for block_kv, window, soft_cap in itertools.product((64, 128), (None, 100), (None, 30.0)):
+        config = HopperConfig(block_kv=block_kv, stages=1)
+        options = {"window": window, "soft_cap": soft_cap, "config": config}
+        assert "mosaic_gpu" in lower(abstract(head_dim, page_size, group), implementation="hopper", **options)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "config", "message"),
+    [
+        (abstract(96, 16, 4), None, "head dims 64, 128 and 256, not 96"),
+        (abstract(64, 8, 4), None, "pages of 16, 32 and 64 tokens, not 8"),
+        (abstract(64, 16, 17), None, "1 to 16 query heads a kv head, not 68 for 4"),
+        (abstract(64, 16, 4, dtype=jnp.float32), None, "bfloat16 only, and the queries are float32"),
+        (abstract(64, 16, 4, queries=2), None, "decodes one query a sequence, not 2"),
+        (abstract(256, 16, 4), HopperConfig(stages=3), "shared memory holds 2 stages of 64 tokens, not 3"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_refused_by_name(arrays, config, message):
+    with pytest.raises(ValueError, match=message):
+        lower(arrays, implementation="hopper", config=config)
+
+
+@pytest.mark.parametrize("option", [{"block_kv": 96}, {"stages": 0}, {"thread_blocks": 0}, {"min_tokens": 0}])
+def test_impossible_configs_are_refused(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        HopperConfig(**option)
+
+
+def test_unknown_implementations_are_refused():
+    with pytest.raises(ValueError, match='must be "auto", "xla" or "hopper", not \'triton\''):
+        lower(abstract(64, 16, 4), implementation="triton")
+
+
+def test_a_cpu_takes_xla():
+    choice = choose_implementation(*abstract(64, 16, 4)[:3])
+    assert choice.implementation == "xla" and "default device is a cpu" in choice.reason
+    assert "mosaic_gpu" not in lower(abstract(64, 16, 4))
+
+
+@pytest.mark.parametrize(
+    ("capability", "arrays", "implementation", "reason"),
+    [
+        ("9.0", abstract(64, 16, 4), "hopper", "compute capability 9.0"),
+        ("8.0", abstract(64, 16, 4), "xla", "compute capability 8.0"),
+        ("10.0", abstract(64, 16, 4), "xla", "compute capability 10.0"),
+        ("9.0", abstract(96, 16, 4), "xla", "not 96"),
+        ("9.0", abstract(64, 16, 4, queries=128), "xla", "one query a sequence, not 128"),
+    ],
+)
+def test_only_hopper_gpus_take_the_kernel(monkeypatch, capability, arrays, implementation, reason):
+    gpu = SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
+    choice = choose_implementation(*arrays[:3])
+    assert choice.implementation == implementation and reason in choice.reason
+    assert ("mosaic_gpu" in lower(arrays)) == (implementation == "hopper")
+
+
+def test_a_program_for_the_cpu_takes_xla_beside_a_hopper_gpu(monkeypatch):
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
+    attend = partial(paged_attention, scale=0.1)
+    text = jax.jit(attend).trace(*abstract(64, 16, 4)).lower(lowering_platforms=("cpu",)).as_text()
+    assert "mosaic_gpu" not in text
