@@ -125,7 +125,8 @@ def serve(
 
 def curl_line(url: str, model: str, *, has_key: bool = False) -> str:
     """A command for a POSIX shell that asks the server at ``url`` something."""
-    body = {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    question = {"role": "user", "content": "What is the capital of France?"}
+    body = {"model": model, "messages": [question], "temperature": 0}
     key = " -H 'Authorization: Bearer YOUR_API_KEY'" if has_key else ""
     data = shlex.quote(json.dumps(body))
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {data}"

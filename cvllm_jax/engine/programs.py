@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import pickle
 import platform
@@ -24,7 +25,9 @@ from jax.experimental import serialize_executable
 
 from cvllm_jax.errors import DeviceError, GenerationError
 
-__all__ = ["Programs"]
+__all__ = ["Programs", "environment_key"]
+
+log = logging.getLogger("cvllm_jax.engine")
 
 #: Files kept in the folder; the least recently used go first.
 MAX_STORED = 200
@@ -85,7 +88,8 @@ class Programs:
     def _load(self, name: str) -> Any:
         if self._folder is None or not (path := self._path(name)).exists():
             return None
-        if path.stat().st_uid != os.getuid():  # somebody else's file is no code of ours
+        if not (_ours_alone(self._folder) and _ours_alone(path)):
+            log.warning("stored steps in %s are not used: others could have written them", self._folder)
             return None
         try:
             program = serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
@@ -108,6 +112,12 @@ class Programs:
                 path.unlink(missing_ok=True)
         except (OSError, ValueError, pickle.PicklingError, jax.errors.JaxRuntimeError):
             return  # a full disk or a backend that cannot serialise only costs the next start some time
+
+
+def _ours_alone(path: Path) -> bool:
+    """Whether nobody but this user can have written it; systems without user ids keep profiles apart themselves."""
+    status = path.stat()
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
 
 @cache
