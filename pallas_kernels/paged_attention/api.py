@@ -56,7 +56,7 @@ def paged_attention(
       sinks: a logit for each head that takes part in the softmax and has no value (attention sinks).
       implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
         :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
-      config: block sizes of the Hopper kernel; None takes the defaults.
+      config: block sizes of the Hopper kernels; None takes the defaults.
 
     Returns:
       As ``q``; rows past ``counts[b]`` are finite and meaningless.
@@ -77,9 +77,11 @@ def paged_attention(
     if implementation == "auto" and choose_implementation(q, k_pages, v_pages, config=config).implementation == "xla":
         return xla(*arrays)
 
-    from pallas_kernels.paged_attention import hopper  # importing Mosaic takes time that the XLA path need not spend
+    # importing Mosaic takes time that the XLA path need not spend
+    from pallas_kernels.paged_attention import hopper_decode, hopper_prefill
 
-    kernel = partial(hopper.decode, config=config, **options)
+    hopper = hopper_decode.decode if q.shape[1] == 1 else hopper_prefill.prefill
+    kernel = partial(hopper, config=config, **options)
     if implementation == "hopper":
         return kernel(*arrays)
     # the default device says what a program will probably run on; this says what it is compiled for
@@ -106,4 +108,4 @@ def choose_implementation(q: Any, k_pages: Any, v_pages: Any, *, config: HopperC
         hopper.check(q, k_pages, v_pages, config)
     except ValueError as error:
         return Choice("xla", str(error))
-    return Choice("hopper", "the GPU has compute capability 9.0 (Hopper), and the kernel does these shapes")
+    return Choice("hopper", "the GPU has compute capability 9.0 (Hopper), and the kernels do these shapes")

@@ -9,7 +9,7 @@ __all__ = ["HopperConfig"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HopperConfig:
-    """Block sizes of the Hopper decode kernel.
+    """Block sizes of the Hopper kernels; how to cut sequences into pieces concerns decoding alone.
 
     Attributes:
       block_kv: tokens of a pipeline stage, 64 or 128.

@@ -1,15 +1,12 @@
-"""Paged decode attention for SM90 GPUs in Pallas Mosaic: flash-decoding over pieces of sequences (arXiv 2311.01282).
+"""What the Hopper kernels share: their limits, and the walk of one warpgroup over the pages of a sequence.
 
-The tokens that are attended to are cut into pieces of about equal length, whatever sequence they belong to, so that
-one long sequence does not hold the batch. A thread block of one warpgroup attends from the G queries of a kv head to
-one piece and writes its running maximum, sum and unnormalised output in float32; XLA operations combine the pieces.
-The queries are the first rows of a 64-row tile, the smallest that wgmma knows: decoding waits for memory, not for
-arithmetic. Keys and values arrive by TMA, a copy a page, in a ring of stages.
+Keys and values arrive by TMA, a copy a page, in a ring of stages; the softmax runs in float32.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,77 +16,27 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
 
 from pallas_kernels.paged_attention.config import HopperConfig
 from pallas_kernels.paged_attention.reference import MASKED
 
-__all__ = ["check", "decode", "plan"]
+__all__ = ["LOG2E", "ROWS", "ROW_LAYOUT", "TILE_LAYOUT", "check", "swizzled", "walk_pages"]
 
-#: Rows of a wgmma tile, of which the queries of a kv head fill the first.
+#: Rows of a wgmma tile, the smallest there is.
 ROWS = 64
+
+#: Logits are in units of ln 2 inside of the kernels: the hardware knows only powers of two.
+LOG2E = math.log2(math.e)
+
+#: How registers hold a tile, and a number a row of it.
+TILE_LAYOUT = plgpu.Layout.WGMMA
+ROW_LAYOUT = plgpu.Layout.WGMMA.reduce(1)
 
 #: Columns of an output accumulator: a second one of 256 columns beside the first does not fit into the registers.
 COLUMNS = 128
 
 #: Shared memory that a thread block may have, and what barriers and alignment may take of it.
 SHARED_MEMORY, RESERVED = 227 * 1024, 2048
-
-_LOG2E = math.log2(math.e)
-_TILE = plgpu.Layout.WGMMA
-_ROW = plgpu.Layout.WGMMA.reduce(1)
-
-
-def decode(
-    q: Float[Array, "B 1 N H"],
-    k_pages: Float[Array, "P K S H"],
-    v_pages: Float[Array, "P K S H"],
-    tables: Int[Array, "B W"],
-    starts: Int[Array, "B"],
-    counts: Int[Array, "B"],
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
-    config: HopperConfig | None = None,
-    interpret: Any = None,
-) -> Float[Array, "B 1 N H"]:
-    """One query a sequence; see :func:`pallas_kernels.paged_attention.paged_attention`.
-
-    Reads the pages that hold attended positions and no others, and no table entry past them.
-
-    Arguments:
-      config: block sizes; None takes the defaults, with fewer stages where they would not fit.
-      interpret: as ``plgpu.kernel``'s; ``plgpu.InterpretGPUParams()`` runs on a CPU.
-
-    Raises:
-      ValueError: the shapes, the types or the config are not among those that the kernel does.
-    """
-    config = check(q, k_pages, v_pages, config)
-    B, _, N, H = q.shape
-    K, S = k_pages.shape[1:3]
-    G = N // K
-    lengths = jnp.where(counts > 0, starts + 1, 0).astype(jnp.int32)
-    owner, work = plan(lengths, page_size=S, kv_heads=K, window=window, config=config)
-    # rows up to a multiple of 8, the height of a shared-memory tile
-    rows = -(-G // 8) * 8
-    grouped = jnp.pad(q.reshape(B, K, G, H), ((0, 0), (0, 0), (0, rows - G), (0, 0)))
-    out, top, total = plgpu.kernel(
-        partial(_attend_piece, config=config, scale=scale, window=window, soft_cap=soft_cap),
-        out_type=(
-            jax.ShapeDtypeStruct((len(owner), K, rows, H), jnp.float32),
-            jax.ShapeDtypeStruct((len(owner), K, ROWS), jnp.float32),
-            jax.ShapeDtypeStruct((len(owner), K, ROWS), jnp.float32),
-        ),
-        grid=(K, len(owner)),
-        grid_names=("head", "piece"),
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=interpret,
-    )(work, tables.astype(jnp.int32), grouped, k_pages, v_pages)
-    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, G)
-    combined = _combine(owner, out[:, :, :G], top[..., :G], total[..., :G], B, sinks)
-    return combined.astype(q.dtype).reshape(B, 1, N, H)
 
 
 def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None) -> HopperConfig:
@@ -102,15 +49,13 @@ def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None
         raise ValueError(f"queries of head dim {H} cannot attend to keys of head dim {k_pages.shape[3]}")
     for name, array in (("queries", q), ("keys", k_pages), ("values", v_pages)):
         if array.dtype != jnp.bfloat16:
-            raise ValueError(f"the Hopper kernel does bfloat16 only, and the {name} are {array.dtype}")
-    if q.shape[1] != 1:
-        raise ValueError(f"the Hopper kernel decodes one query a sequence, not {q.shape[1]}")
+            raise ValueError(f"the Hopper kernels do bfloat16 only, and the {name} are {array.dtype}")
     if H not in (64, 128, 256):
-        raise ValueError(f"the Hopper kernel does head dims 64, 128 and 256, not {H}")
+        raise ValueError(f"the Hopper kernels do head dims 64, 128 and 256, not {H}")
     if N % K or N // K > 16:
-        raise ValueError(f"the Hopper kernel does 1 to 16 query heads a kv head, not {N} for {K}")
+        raise ValueError(f"the Hopper kernels do 1 to 16 query heads a kv head, not {N} for {K}")
     if S not in (16, 32, 64):
-        raise ValueError(f"the Hopper kernel does pages of 16, 32 and 64 tokens, not {S}")
+        raise ValueError(f"the Hopper kernels do pages of 16, 32 and 64 tokens, not {S}")
     if config is None:
         config = HopperConfig()
         return replace(config, stages=min(config.stages, _most_stages(config.block_kv, H)))
@@ -124,70 +69,47 @@ def _most_stages(block_kv: int, head_dim: int) -> int:
     return (SHARED_MEMORY - RESERVED - 2 * ROWS * (head_dim + block_kv)) // (4 * block_kv * head_dim)
 
 
-def plan(
-    lengths: Int[Array, "B"], *, page_size: int, kv_heads: int, window: int | None, config: HopperConfig
-) -> tuple[Int[Array, "I"], Int[Array, "I 4"]]:
-    """Cut the sequences into pieces of about equal length.
+def walk_pages(
+    tables_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    *,
+    row: jax.Array,
+    head: jax.Array,
+    first_page: jax.Array,
+    steps: jax.Array,
+    end: jax.Array,
+    seen: Callable[[jax.Array], jax.Array],
+    copy_queries: Callable[[Any, Any], None],
+    sink: jax.Array | None = None,
+    config: HopperConfig,
+    scale: float,
+    soft_cap: float | None,
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """Attend from 64 queries to a run of pages of one sequence, inside of a kernel of one warpgroup.
+
+    Arguments:
+      row: the sequence's row of the tables.
+      head: kv head.
+      first_page: index into the row.
+      steps: pipeline steps of ``block_kv`` tokens; 0 reads nothing.
+      end: the sequence's positions from here on hold anything, and their pages are not read.
+      seen: whether each row sees the positions of a ``[64, block_kv]`` tile.
+      copy_queries: starts the copy of the queries to shared memory, with one arrival at a barrier.
+      sink: a logit that every row sees and that has no value.
 
     Returns:
-      owner: the sequence of each piece, B for pieces that are not used. I is B + thread_blocks / kv_heads.
-      work: of each piece the sequence, the first page, the number of pipeline steps (0 if unused) and the length.
+      Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts
+      of up to 128 columns.
     """
-    B = len(lengths)
-    pages_per_step = config.block_kv // page_size
-    low = jnp.zeros_like(lengths) if window is None else jnp.maximum(lengths - window, 0)
-    first = low // page_size
-    steps = -(-(-(-lengths // page_size) - first) // pages_per_step)
-    # sum over b of ceil(steps[b] / longest) <= B + sum(steps) / longest <= B + target: all pieces find a place
-    target = max(1, config.thread_blocks // kv_heads)
-    longest = jnp.maximum(-(-steps.sum() // target), -(-config.min_tokens // config.block_kv))
-    ends = jnp.cumsum(-(-steps // longest))
-    piece = jnp.arange(B + target, dtype=jnp.int32)
-    owner = jnp.searchsorted(ends, piece, side="right", method="compare_all").astype(jnp.int32)
-    row = jnp.minimum(owner, B - 1)
-    begin = (piece - jnp.where(row > 0, ends[row - 1], 0)) * longest
-    count = jnp.where(owner < B, jnp.clip(steps[row] - begin, 0, longest), 0)
-    work = jnp.stack([row, first[row] + begin * pages_per_step, count, lengths[row]], axis=1)
-    return owner, work.astype(jnp.int32)
-
-
-def _combine(
-    owner: Int[Array, "I"],
-    out: Float[Array, "I K G H"],
-    top: Float[Array, "I K G"],
-    total: Float[Array, "I K G"],
-    B: int,
-    sinks: Float[Array, "K G"] | None,
-) -> Float[Array, "B K G H"]:
-    """Softmax over pieces. A product with a 0-1 matrix, because scatters add in an order that changes between runs."""
-    mine = (owner == jnp.arange(B, dtype=jnp.int32)[:, None])[..., None, None]  # [B I 1 1]
-    best = jnp.where(mine, top, MASKED).max(1)  # [B K G]
-    if sinks is not None:
-        best = jnp.maximum(best, sinks)
-    weights = jnp.where(mine, jnp.exp(top - best[:, None]), 0.0)
-    norm = (weights * total).sum(1)
-    if sinks is not None:
-        norm += jnp.exp(sinks - best)
-    summed = jnp.einsum("bikg,ikgh->bkgh", weights, out, precision=lax.Precision.HIGHEST)
-    return summed / jnp.maximum(norm, 1e-30)[..., None]
-
-
-def _attend_piece(
-    work_ref: Any, tables_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, top_ref: Any, total_ref: Any,
-    *, config: HopperConfig, scale: float, window: int | None, soft_cap: float | None,
-) -> None:  # fmt: skip
-    """The kernel: one kv head of one piece."""
-    head, piece = lax.axis_index("head"), lax.axis_index("piece")
-    rows, H = q_ref.shape[2:]
-    S = k_ref.shape[2]
+    S, H = k_ref.shape[2:]
     T, stages = config.block_kv, config.stages
-    row, first_page, steps, length = (work_ref[piece, i] for i in range(4))
-    last_page = lax.div(length - 1, S)
-    low = jnp.int32(0) if window is None else jnp.maximum(length - window, 0)
+    last_page = lax.div(end - 1, S)
+    width = min(H, COLUMNS)
 
-    def attend(
+    def walk(
         q_smem: Any, weights_smem: Any, k_smem: Any, v_smem: Any, q_ready: Any, k_ready: Any, v_ready: Any
-    ) -> tuple[jax.Array, ...]:
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         def fetch(step: jax.Array | int) -> None:
             slot = lax.rem(jnp.int32(step), stages)
             # past the end the last page comes again: masked, and the barriers always see one arrival a page
@@ -196,8 +118,10 @@ def _attend_piece(
                 for i, page in enumerate(pages):
                     plgpu.copy_gmem_to_smem(pool.at[page, head], smem.at[slot, pl.ds(i * S, S)], ready.at[slot])
 
-        def step(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            top, total, *acc = carry
+        def step(
+            index: jax.Array, carry: tuple[jax.Array, jax.Array, list[jax.Array]]
+        ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+            top, total, acc = carry
             slot = lax.rem(index, stages)
             position = first_page * S + index * T
 
@@ -209,22 +133,22 @@ def _attend_piece(
             logits = pl.run_scoped(scores, _accumulator(T)) * scale
             if soft_cap is not None:
                 logits = jnp.tanh(logits * (1 / soft_cap)) * soft_cap
-            key = position + plgpu.broadcasted_iota(jnp.int32, (ROWS, T), 1, layout=_TILE)
-            logits = jnp.where((key < length) & (key >= low), logits * _LOG2E, MASKED)
+            key = position + plgpu.broadcasted_iota(jnp.int32, (ROWS, T), 1, layout=TILE_LAYOUT)
+            logits = jnp.where(seen(key), logits * LOG2E, MASKED)
             new_top = jnp.maximum(top, logits.max(axis=1))
             weights = jnp.exp2(logits - lax.broadcast_in_dim(new_top, (ROWS, T), [0]))
             shrink = jnp.exp2(top - new_top)
-            total = total * shrink + weights.sum(axis=1)
+            # through shared memory, because the interpreter multiplies nothing from registers
             weights_smem[...] = weights.astype(weights_smem.dtype)
 
             plgpu.barrier_wait(v_ready.at[slot])
 
-            @pl.when((position < low) | (position + T > length))
-            def _drop_unseen_values() -> None:
+            @pl.when(position + T > end)
+            def _drop_unused_values() -> None:
                 # what an unused place of a page holds may be anything; 0 * NaN would be NaN
-                token = position + plgpu.broadcasted_iota(jnp.int32, (T, H), 0, layout=_TILE)
-                values = plgpu.load(v_smem.at[slot], layout=_TILE)
-                v_smem[slot] = jnp.where((token < length) & (token >= low), values, jnp.zeros_like(values))
+                token = position + plgpu.broadcasted_iota(jnp.int32, (T, H), 0, layout=TILE_LAYOUT)
+                values = plgpu.load(v_smem.at[slot], layout=TILE_LAYOUT)
+                v_smem[slot] = jnp.where(token < end, values, jnp.zeros_like(values))
 
             plgpu.commit_smem()
 
@@ -233,8 +157,7 @@ def _attend_piece(
                 return acc_ref[...]
 
             for i, part in enumerate(acc):
-                columns = pl.ds(i * part.shape[1], part.shape[1])
-                weighed = pl.run_scoped(partial(weigh, columns), _accumulator(part.shape[1]))
+                weighed = pl.run_scoped(partial(weigh, pl.ds(i * width, width)), _accumulator(width))
                 acc[i] = part * lax.broadcast_in_dim(shrink, part.shape, [0]) + weighed
 
             plgpu.commit_smem()  # all warps are done with the stage
@@ -243,11 +166,11 @@ def _attend_piece(
             def _refill() -> None:
                 fetch(index + stages)
 
-            return new_top, total, *acc
+            return new_top, total * shrink + weights.sum(axis=1), acc
 
         @pl.when(steps > 0)
         def _fetch_queries() -> None:
-            plgpu.copy_gmem_to_smem(q_ref.at[row, head], q_smem.at[pl.ds(0, rows)], q_ready)
+            copy_queries(q_smem, q_ready)
 
         for index in range(stages):
             pl.when(index < steps)(partial(fetch, index))
@@ -256,30 +179,18 @@ def _attend_piece(
         def _wait_for_queries() -> None:
             plgpu.barrier_wait(q_ready)
 
-        width = min(H, COLUMNS)
-        init = (
-            plgpu.layout_cast(jnp.full((ROWS,), MASKED, jnp.float32), _ROW),
-            plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), _ROW),
-            *(plgpu.layout_cast(jnp.zeros((ROWS, width), jnp.float32), _TILE) for _ in range(H // width)),
-        )
-        return lax.fori_loop(0, steps, step, init)
+        def fill(shape: tuple[int, ...], value: Any, layout: Any) -> jax.Array:
+            return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
-    queries, weights = (_swizzled((ROWS, width), q_ref.dtype) for width in (H, T))
-    stage = _swizzled((stages, T, H), k_ref.dtype)
+        top = fill((ROWS,), MASKED if sink is None else sink * LOG2E, ROW_LAYOUT)
+        total = fill((ROWS,), 0 if sink is None else 1, ROW_LAYOUT)
+        acc = [fill((ROWS, width), 0, TILE_LAYOUT) for _ in range(H // width)]
+        return lax.fori_loop(0, steps, step, (top, total, acc))
+
+    queries, weights = (swizzled((ROWS, columns), k_ref.dtype) for columns in (H, T))
+    stage = swizzled((stages, T, H), k_ref.dtype)
     ready = plgpu.Barrier(num_arrivals=T // S, num_barriers=stages)
-    top, total, *acc = pl.run_scoped(attend, queries, weights, stage, stage, plgpu.Barrier(), ready, ready)
-
-    def write(out_smem: Any) -> None:
-        for i, part in enumerate(acc):
-            out_smem[:, pl.ds(i * part.shape[1], part.shape[1])] = part
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(out_smem.at[pl.ds(0, rows)], out_ref.at[piece, head])
-        top_ref[piece, head] = top * (1 / _LOG2E)
-        total_ref[piece, head] = total
-        plgpu.wait_smem_to_gmem(0)
-
-    # in the memory of the stages, which nobody reads any more
-    pl.run_scoped(write, _swizzled((ROWS, H), jnp.float32))
+    return pl.run_scoped(walk, queries, weights, stage, stage, plgpu.Barrier(), ready, ready)
 
 
 def _accumulator(columns: int) -> Any:
@@ -287,7 +198,7 @@ def _accumulator(columns: int) -> Any:
     return plgpu.WGMMAAccumulatorRef((ROWS, columns), jnp.float32)
 
 
-def _swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
+def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
     """Shared memory in the layout that TMA and wgmma agree on: tiles of 8 rows of 128 bytes."""
     tile: Any = plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize))  # type: ignore[abstract]
     swizzle: Any = plgpu.SwizzleTransform(128)  # type: ignore[abstract]

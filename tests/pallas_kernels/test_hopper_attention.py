@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.paged_attention import HopperConfig, choose_implementation, hopper, paged_attention, reference
+from pallas_kernels.paged_attention import HopperConfig, choose_implementation, paged_attention, reference
+from pallas_kernels.paged_attention.hopper_decode import decode, plan
+from pallas_kernels.paged_attention.hopper_prefill import prefill
 
 NO_PAGE = 10**6
 
@@ -24,60 +26,60 @@ NO_PAGE = 10**6
 SMALL = HopperConfig(stages=2, thread_blocks=4, min_tokens=64)
 
 
-def pool(lengths, *, kv_heads, head_dim, page_size, window, rng):
-    """Pages and tables of sequences; what lies before the window's first page or past the end is poison."""
-    width = max(-(-max(lengths) // page_size), 1) + 1
-    counts = [-(-length // page_size) for length in lengths]
+def pool(ends, firsts, *, kv_heads, head_dim, page_size, rng):
+    """Pages and tables of sequences of so many tokens; what lies before a first page or past the end is poison."""
+    counts = [-(-end // page_size) for end in ends]
     order = rng.permutation(sum(counts) + 2)
     k, v = (np.full((len(order), kv_heads, page_size, head_dim), np.nan, np.float32) for _ in range(2))
-    tables = np.full((len(lengths), width), NO_PAGE, np.int32)
+    tables = np.full((len(ends), max(counts) + 1), NO_PAGE, np.int32)
     free = iter(order.tolist())
-    for row, length in enumerate(lengths):
-        first = 0 if window is None else max(length - window, 0) // page_size
-        for index in range(first, counts[row]):
+    for row, end in enumerate(ends):
+        for index in range(firsts[row], counts[row]):
             page = tables[row, index] = next(free)
-            used = min(page_size, length - index * page_size)
+            used = min(page_size, end - index * page_size)
             for array in (k, v):
                 array[page, :, :used] = rng.standard_normal((kv_heads, used, head_dim))
     return k, v, tables
 
 
-def check_decode(
-    *, head_dim, page_size, group, kv_heads=1, window=None, soft_cap=None, sinks=False, lengths=None, config=SMALL
-):
-    options = f"{head_dim} {page_size} {group} {kv_heads} {window} {soft_cap} {sinks} {config}"
+def check(
+    starts, counts, *, queries, head_dim, page_size, group, kv_heads=1, window=None, soft_cap=None, sinks=False,
+    config=SMALL,
+):  # fmt: skip
+    """The kernel against the reference in float32, in the interpreter with its race detector."""
+    options = f"{starts} {counts} {head_dim} {page_size} {group} {kv_heads} {window} {soft_cap} {sinks} {config}"
     rng = np.random.default_rng(zlib.crc32(options.encode()))
-    if lengths is None:
-        edge = rng.integers(1, 4) * page_size
-        lengths = [0, 1, edge - 1, edge, edge + 1, int(rng.integers(100, 200))]
-    heads = kv_heads * group
-    k, v, tables = pool(
-        lengths, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, window=window, rng=rng
-    )  # fmt: skip
-    q = rng.standard_normal((len(lengths), 1, heads, head_dim))
-    starts, counts = np.maximum(np.array(lengths) - 1, 0), np.minimum(lengths, 1)
-    arrays = *(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), *(jnp.asarray(x, jnp.int32) for x in (starts, counts))
-    q, k, v, starts, counts = arrays
-    sinks = jnp.asarray(rng.standard_normal(heads), jnp.float32) if sinks else None
-    scale = head_dim**-0.5
-    got = jax.jit(
-        partial(
-            hopper.decode,
-            scale=scale,
-            window=window,
-            soft_cap=soft_cap,
-            config=config,
-            interpret=plgpu.InterpretGPUParams(detect_races=True),
-        )
-    )(q, k, v, jnp.asarray(tables), starts, counts, sinks=sinks)
+    ends = [start + count for start, count in zip(starts, counts, strict=True)]
+    firsts = [0 if window is None else max(start - window + 1, 0) // page_size for start in starts]
+    k, v, tables = pool(ends, firsts, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, rng=rng)
+    q = rng.standard_normal((len(starts), queries, kv_heads * group, head_dim))
+    for row, count in enumerate(counts):
+        q[row, count:] = np.nan  # padding
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    starts, counts = (jnp.asarray(x, jnp.int32) for x in (starts, counts))
+    sinks = jnp.asarray(rng.standard_normal(kv_heads * group), jnp.float32) if sinks else None
+    kernel, expected = (decode, reference.decode) if queries == 1 else (prefill, reference.prefill)
+    options = {"scale": head_dim**-0.5, "window": window, "soft_cap": soft_cap}
+    interpret = plgpu.InterpretGPUParams(detect_races=True)
+    got = jax.jit(partial(kernel, config=config, interpret=interpret, **options))(
+        q, k, v, jnp.asarray(tables), starts, counts, sinks=sinks
+    )
     tables = jnp.asarray(np.where(tables == NO_PAGE, 0, tables))
-    want = jax.jit(partial(reference.decode, scale=scale, window=window, soft_cap=soft_cap))(
+    want = jax.jit(partial(expected, **options))(
         *(x.astype(jnp.float32) for x in (q, k, v)), tables, starts, counts, sinks=sinks
     )
     assert got.dtype == jnp.bfloat16 and got.shape == want.shape
-    got, want, used = np.asarray(got, np.float32), np.asarray(want), np.asarray(counts) > 0
+    got, want = np.asarray(got, np.float32), np.asarray(want)
     assert np.isfinite(got).all()
-    np.testing.assert_allclose(got[used], want[used], atol=0.01, rtol=0.01)
+    for row, count in enumerate(counts.tolist()):
+        np.testing.assert_allclose(got[row, :count], want[row, :count], atol=0.01, rtol=0.01)
+
+
+def check_decode(lengths=None, *, page_size, **shape):
+    if lengths is None:
+        lengths = [0, 1, 3 * page_size - 1, 2 * page_size, page_size + 1, 150]
+    starts, counts = [max(length - 1, 0) for length in lengths], [min(length, 1) for length in lengths]
+    check(starts, counts, queries=1, page_size=page_size, **shape)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,33 @@ def test_decoding_equals_the_reference_at_every_shape(head_dim, page_size, group
 
 
 @pytest.mark.parametrize(
+    "case",
+    [
+        {"head_dim": 64, "page_size": 16, "group": 1},
+        {"head_dim": 128, "page_size": 64, "group": 2, "window": 40, "soft_cap": 5.0, "sinks": True},
+        {"head_dim": 256, "page_size": 16, "group": 1, "window": 1},
+    ],
+    ids=str,
+)
+def test_prefill_equals_the_reference(case):
+    """Blocks at the start and in the middle of sequences, full, partial and unused."""
+    check([0, 33, 0], [128, 70, 0], queries=128, **case)
+    check([100, 3], [20, 1], queries=20, kv_heads=2, **case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(1, 17))
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_prefill_equals_the_reference_at_every_shape(head_dim, page_size, group):
+    for window, soft_cap, sinks in [(None, None, False), (50, 5.0, True)]:
+        check(
+            [0, 47, 200], [64, 81, 1], queries=128, head_dim=head_dim, page_size=page_size, group=group, window=window,
+            soft_cap=soft_cap, sinks=sinks,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
     "config",
     [
         HopperConfig(stages=1, thread_blocks=1),
@@ -120,15 +149,15 @@ def test_decoding_equals_the_reference_at_every_shape(head_dim, page_size, group
 def test_pieces_and_stages_of_every_size(config):
     """Rings that go round, sequences in one piece and in many, steps with a page too many."""
     lengths = [700, 0, 129, 64, 16]
-    check_decode(head_dim=64, page_size=16, group=2, lengths=lengths, config=config)
-    check_decode(head_dim=64, page_size=16, group=2, lengths=lengths, window=300, config=config)
+    check_decode(lengths, head_dim=64, page_size=16, group=2, config=config)
+    check_decode(lengths, head_dim=64, page_size=16, group=2, window=300, config=config)
 
 
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("lengths", [[0], [1], [131072], [0, 0, 0], [131072, 1, 0, 1], [64, 65, 4096] * 20])
 def test_pieces_cover_each_page_once(lengths, window):
     page_size, config = 16, HopperConfig()
-    owner, work = hopper.plan(
+    owner, work = plan(
         jnp.array(lengths, jnp.int32), page_size=page_size, kv_heads=8, window=window, config=config
     )  # fmt: skip
     assert len(owner) == len(work) == len(lengths) + config.thread_blocks // 8
@@ -171,7 +200,9 @@ def lower(arrays, **options):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_every_head_dim_and_page_size_lowers_for_cuda(head_dim, page_size):
     for group, options in [(4, {}), (16, {"window": 100, "soft_cap": 30.0, "config": HopperConfig(stages=1)})]:
-        assert "mosaic_gpu" in lower(abstract(head_dim, page_size, group), implementation="hopper", **options)
+        for queries in (1, 128):
+            arrays = abstract(head_dim, page_size, group, queries=queries)
+            assert "mosaic_gpu" in lower(arrays, implementation="hopper", **options)
 
 
 @pytest.mark.slow
@@ -179,10 +210,11 @@ def test_every_head_dim_and_page_size_lowers_for_cuda(head_dim, page_size):
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_every_variant_lowers_for_cuda(head_dim, page_size, group):
-    for block_kv, window, soft_cap in itertools.product((64, 128), (None, 100), (None, 30.0)):
+    for queries, block_kv, window, soft_cap in itertools.product((1, 128), (64, 128), (None, 100), (None, 30.0)):
         config = HopperConfig(block_kv=block_kv, stages=1)
         options = {"window": window, "soft_cap": soft_cap, "config": config}
-        assert "mosaic_gpu" in lower(abstract(head_dim, page_size, group), implementation="hopper", **options)
+        arrays = abstract(head_dim, page_size, group, queries=queries)
+        assert "mosaic_gpu" in lower(arrays, implementation="hopper", **options)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +224,6 @@ def test_every_variant_lowers_for_cuda(head_dim, page_size, group):
         (abstract(64, 8, 4), None, "pages of 16, 32 and 64 tokens, not 8"),
         (abstract(64, 16, 17), None, "1 to 16 query heads a kv head, not 68 for 4"),
         (abstract(64, 16, 4, dtype=jnp.float32), None, "bfloat16 only, and the queries are float32"),
-        (abstract(64, 16, 4, queries=2), None, "decodes one query a sequence, not 2"),
         (abstract(256, 16, 4), HopperConfig(stages=3), "shared memory holds 2 stages of 64 tokens, not 3"),
     ],
 )
@@ -225,7 +256,7 @@ def test_a_cpu_takes_xla():
         ("8.0", abstract(64, 16, 4), "xla", "compute capability 8.0"),
         ("10.0", abstract(64, 16, 4), "xla", "compute capability 10.0"),
         ("9.0", abstract(96, 16, 4), "xla", "not 96"),
-        ("9.0", abstract(64, 16, 4, queries=128), "xla", "one query a sequence, not 128"),
+        ("9.0", abstract(64, 16, 4, queries=128), "hopper", "compute capability 9.0"),
     ],
 )
 def test_only_hopper_gpus_take_the_kernel(monkeypatch, capability, arrays, implementation, reason):
