@@ -18,7 +18,7 @@ from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from cvllm_jax.checkpoints.loading import load_weights
 from cvllm_jax.config import Device, EngineConfig
-from cvllm_jax.engine.devices import find_device, mesh_of, pages_for, resolve_dtype, step_shapes
+from cvllm_jax.engine.devices import find_device, mesh_of, pages_for, resolve_dtype, return_freed_memory, step_shapes
 from cvllm_jax.engine.runner import Runner, RunnerSettings
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
@@ -81,6 +81,7 @@ def load(config: EngineConfig) -> Loaded:
         runner = Runner(graph, treedef, leaves, model_config, settings, mesh, store=store, model_key=key)
         if config.warmup:
             runner.warm_up(config.progress)
+            return_freed_memory()
     except jax.errors.JaxRuntimeError as error:
         raise DeviceError(
             f"the device ran out of memory or failed while {num_pages} pages of KV cache were set up: "
