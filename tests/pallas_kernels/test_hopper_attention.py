@@ -6,6 +6,7 @@ pages that do not exist.
 """
 
 import itertools
+import json
 import zlib
 from functools import partial
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.paged_attention import HopperConfig, choose_implementation, paged_attention, reference
+from pallas_kernels.paged_attention import HopperConfig, bench, choose_implementation, paged_attention, reference
 from pallas_kernels.paged_attention.hopper_decode import decode, plan
 from pallas_kernels.paged_attention.hopper_prefill import prefill
 
@@ -34,7 +35,8 @@ def pool(ends, firsts, *, kv_heads, head_dim, page_size, rng):
     counts = [-(-end // page_size) for end in ends]
     order = rng.permutation(sum(counts) + 2)
     k, v = (np.full((len(order), kv_heads, page_size, head_dim), np.nan, np.float32) for _ in range(2))
-    tables = np.full((len(ends), max(counts) + 1), NO_PAGE, np.int32)
+    # no column past the longest sequence's last page: following one more entry would be a read outside the table
+    tables = np.full((len(ends), max(counts)), NO_PAGE, np.int32)
     free = iter(order.tolist())
     for row, end in enumerate(ends):
         for index in range(firsts[row], counts[row]):
@@ -129,7 +131,7 @@ def test_prefill_equals_the_reference(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", range(1, 17))
+@pytest.mark.parametrize("group", [1, 3, 16])
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_prefill_equals_the_reference_at_every_shape(head_dim, page_size, group):
@@ -210,7 +212,7 @@ def test_every_head_dim_and_page_size_lowers_for_cuda(head_dim, page_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", range(1, 17))
+@pytest.mark.parametrize("group", [1, 8, 9, 16])
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_every_variant_lowers_for_cuda(head_dim, page_size, group):
@@ -278,3 +280,26 @@ def test_a_program_for_the_cpu_takes_xla_beside_a_hopper_gpu(monkeypatch):
     attend = partial(paged_attention, scale=0.1)
     text = jax.jit(attend).trace(*abstract(64, 16, 4)).lower(lowering_platforms=("cpu",)).as_text()
     assert "mosaic_gpu" not in text
+
+
+def test_the_benchmark_refuses_a_cpu():
+    with pytest.raises(SystemExit, match="nothing to measure: the default device is a cpu"):
+        bench.main()
+
+
+def test_the_benchmark_measures_what_it_says(monkeypatch, capsys):
+    """On a CPU that says it is a GPU, with the reference in the kernel's place and a clock that stands still."""
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="a GPU")
+    monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
+    monkeypatch.setattr(bench, "SHAPES", ((2, 1, 32, 4, 2, 64, 16), (2, 16, 32, 4, 2, 64, 16)))
+    monkeypatch.setattr(
+        bench, "paged_attention", lambda *a, scale, **_: paged_attention(*a, scale=scale, implementation="xla")
+    )
+    monkeypatch.setattr(bench, "COPIED", 1000)
+    monkeypatch.setattr(bench, "_seconds", lambda *_: 0.5)
+    bench.main()
+    machine, decoding, prompt = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert machine == {"device": "a GPU", "copy_bytes_per_second": 4000 / 0.5}
+    assert decoding["largest_difference"] == prompt["largest_difference"] == 0
+    assert decoding["share_of_copy_bandwidth"] == 2 * 32 * 2 * 64 * 2 * 2 / 4000
+    assert prompt["flops_per_second"] == 32 * 32 * 2 * 4 * 64 / 0.5
