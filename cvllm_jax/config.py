@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cvllm_jax.errors import ConfigError
+from cvllm_jax.errors import ConfigError, shown
 
 __all__ = ["DType", "Device", "EngineConfig", "EngineConfigBuilder", "Progress", "QuantizationConfig"]
 
@@ -35,10 +35,9 @@ class DType(enum.Enum):
             "auto": cls.AUTO, "bf16": cls.BF16, "bfloat16": cls.BF16, "f16": cls.F16, "fp16": cls.F16,
             "float16": cls.F16, "f32": cls.F32, "fp32": cls.F32, "float32": cls.F32,
         }  # fmt: skip
-        try:
-            return names[text.lower()]
-        except KeyError:
-            raise ConfigError(f"unknown dtype {text!r}; choose auto, bf16, f16 or f32", param="dtype") from None
+        if not isinstance(text, str) or text.lower() not in names:
+            raise ConfigError(f"unknown dtype {shown(text)}; choose auto, bf16, f16 or f32", param="dtype")
+        return names[text.lower()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,13 @@ class Device:
 
     kind: str
     index: int = 0
+
+    def __post_init__(self) -> None:
+        # which kinds and indices there are shows when an engine looks for the device
+        if not isinstance(self.kind, str):
+            raise ConfigError(f"a device's kind must be a string, not {shown(self.kind)}", param="device")
+        if isinstance(self.index, bool) or not isinstance(self.index, int):
+            raise ConfigError(f"a device's index must be a whole number, not {shown(self.index)}", param="device")
 
     @staticmethod
     def cpu() -> Device:
@@ -76,10 +82,10 @@ class Device:
         """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"`` or ``"best"``."""
         if text in ("best", "auto"):
             return Device.best_available()
-        match = re.fullmatch(r"(cpu|cuda|metal)(?::(\d{1,4}))?", text.lower())
+        match = re.fullmatch(r"(cpu|cuda|metal)(?::(\d{1,4}))?", text.lower()) if isinstance(text, str) else None
         if match is None:
             raise ConfigError(
-                f"unknown device {text!r}; choose cpu, cuda, cuda:INDEX, metal or best", param="device"
+                f"unknown device {shown(text)}; choose cpu, cuda, cuda:INDEX, metal or best", param="device"
             )
         return Device(match[1], int(match[2] or 0))
 
@@ -102,10 +108,10 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if self.method not in ("int8", "int4", "fp8"):
             raise ConfigError(
-                f"unknown quantization method {self.method!r}; choose int8, int4 or fp8", param="quantization"
+                f"unknown quantization method {shown(self.method)}; choose int8, int4 or fp8", param="quantization"
             )
-        if self.group_size is not None and self.group_size < 1:
-            raise ConfigError(f"group_size must be positive, not {self.group_size}", param="quantization")
+        if self.group_size is not None:
+            _require_positive("group_size", self.group_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +163,22 @@ class EngineConfig:
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", DType.parse(self.dtype))
         if not isinstance(self.device, Device | None):
-            raise ConfigError(f"device must be a Device or its name, not {self.device!r}", param="device")
+            raise ConfigError(f"device must be a Device or its name, not {shown(self.device)}", param="device")
         if not isinstance(self.dtype, DType):
-            raise ConfigError(f"dtype must be a DType or its name, not {self.dtype!r}", param="dtype")
+            raise ConfigError(f"dtype must be a DType or its name, not {shown(self.dtype)}", param="dtype")
+        if not isinstance(self.quantization, QuantizationConfig | None):
+            raise ConfigError(
+                f"quantization must be a QuantizationConfig, not {shown(self.quantization)}", param="quantization"
+            )
+        if not isinstance(self.revision, str | None) or self.revision == "":
+            raise ConfigError(f"revision must be a branch, tag or commit, not {shown(self.revision)}", param="revision")
+        if self.progress is not None and not callable(self.progress):
+            raise ConfigError(f"progress must be a function, not {shown(self.progress)}", param="progress")
         for name in (
             "enable_cuda_graph", "enable_chunked_prefill", "enable_prefix_caching", "warmup", "compilation_cache",
         ):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}", param=name)
+                raise ConfigError(f"{name} must be True or False, not {shown(getattr(self, name))}", param=name)
         for name in ("max_batch_size", "prefill_chunk_size", "page_size", "max_queue_size"):
             _require_positive(name, getattr(self, name))
         for name in ("max_sequence_length", "kv_cache_memory"):
@@ -182,7 +196,7 @@ class EngineConfig:
     @classmethod
     def from_model_path(cls, path: str | Path) -> Self:
         """The default configuration for one model."""
-        return cls(model_path=str(path))
+        return cls(model_path=path)  # type: ignore[arg-type]  # made a string there
 
 
 class ConfigSettings:
@@ -262,6 +276,8 @@ class EngineConfigBuilder(ConfigSettings):
 
 def _require_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, not {value!r}", param=name)
+        raise ConfigError(f"{name} must be a whole number, not {shown(value)}", param=name)
     if value < 1:
-        raise ConfigError(f"{name} must be at least 1, not {value}", param=name)
+        raise ConfigError(f"{name} must be at least 1, not {shown(value)}", param=name)
+    if value >= 2**63:
+        raise ConfigError(f"{name} must be less than 2 to the power of 63, not {shown(value)}", param=name)

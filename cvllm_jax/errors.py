@@ -16,6 +16,7 @@ __all__ = [
     "CancelledError",
     "ConfigError",
     "DeviceError",
+    "EngineStoppedError",
     "Error",
     "GenerationError",
     "IoError",
@@ -25,6 +26,7 @@ __all__ = [
     "OtherError",
     "QueueFullError",
     "TokenizationError",
+    "shown",
 ]
 
 
@@ -79,6 +81,10 @@ class QueueFullError(GenerationError):
     """The engine's queue is full; the same request may be accepted later."""
 
 
+class EngineStoppedError(GenerationError):
+    """The engine has failed in a way that it cannot recover from; a new one has to be made."""
+
+
 class DeviceError(Error):
     """The device is missing, unusable or out of memory."""
 
@@ -126,3 +132,14 @@ for _kind in (
     McpToolExecutionError, CancelledError, IoError, OtherError,
 ):  # fmt: skip
     setattr(Error, _kind.kind, _kind)
+
+
+def shown(value: object) -> str:
+    """``value`` as an error message shows it: short, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to print very long ones
+    try:
+        text = repr(value)
+    except ValueError:  # a list that holds such a number
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from cvllm_jax.errors import GenerationError
+from cvllm_jax.errors import GenerationError, shown
 
 __all__ = [
     "EngineStats",
@@ -87,16 +86,20 @@ class GenerationParams:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
         for name in ("ignore_eos", "logprobs"):
             if not isinstance(getattr(self, name), bool):
-                raise GenerationError(f"{name} must be true or false, not {getattr(self, name)!r}", param=name)
-        if isinstance(self.stop_sequences, str):
-            raise GenerationError("stop_sequences must be a list of strings, not one string", param="stop_sequences")
+                raise GenerationError(f"{name} must be true or false, not {shown(getattr(self, name))}", param=name)
+        _sequence("stop_sequences", self.stop_sequences, "strings")
         for stop in self.stop_sequences:
             if not isinstance(stop, str) or not stop:
                 raise GenerationError(
-                    f"each stop sequence must be a non-empty string, not {stop!r}", param="stop_sequences"
+                    f"each stop sequence must be a non-empty string, not {shown(stop)}", param="stop_sequences"
                 )
+        _sequence("stop_token_ids", self.stop_token_ids, "token ids")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 2**31 - 1)
+        if not isinstance(self.logit_bias, Mapping):
+            raise GenerationError(
+                f"logit_bias must map token ids to numbers, not be {shown(self.logit_bias)}", param="logit_bias"
+            )
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, 2**31 - 1)
             _number("logit_bias", bias, -100.0, 100.0)
@@ -323,14 +326,20 @@ class EngineStats:
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise GenerationError(f"{name} must be a number, not {value!r}", param=name)
-    if math.isnan(value) or value > high or value < low or (open_low and value == low) or math.isinf(value):
+        raise GenerationError(f"{name} must be a number, not {shown(value)}", param=name)
+    if not low <= value <= high or (open_low and value == low):  # NaN compares false
         least = f"{'above' if open_low else 'at least'} {low:g}"
-        raise GenerationError(f"{name} must be {least} and at most {high:g}, not {value}", param=name)
+        raise GenerationError(f"{name} must be {least} and at most {high:g}, not {shown(value)}", param=name)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise GenerationError(f"{name} must be a whole number, not {value!r}", param=name)
+        raise GenerationError(f"{name} must be a whole number, not {shown(value)}", param=name)
     if not low <= value <= high:
-        raise GenerationError(f"{name} must be from {low} to {high}, not {value}", param=name)
+        raise GenerationError(f"{name} must be from {low} to {high}, not {shown(value)}", param=name)
+
+
+def _sequence(name: str, value: Any, items: str) -> None:
+    """Refuse what is no list: one string, and iterators, which the checks would use up."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        raise GenerationError(f"{name} must be a list of {items}, not {shown(value)}", param=name)

@@ -50,12 +50,32 @@ def refuse(error, message, param, **settings):
     ({"device": Device("cpu", 3)}, DeviceError, "there is no device cpu:3: JAX sees 1 of kind cpu", None),
     ({"device": Device("cpu", -1)}, DeviceError, "there is no device cpu:-1", None),
     ({"device": "abacus"}, ConfigError, "unknown device 'abacus'", "device"),
+    ({"device": 5}, ConfigError, "device must be a Device or its name, not 5", "device"),
+    ({"kv_cache_memory": 10**5000}, ConfigError, "not a number of 16610 bits", "kv_cache_memory"),
+    ({"max_sequence_length": 2**63}, ConfigError, "less than 2 to the power of 63", "max_sequence_length"),
+    ({"quantization": "int8"}, ConfigError, "must be a QuantizationConfig, not 'int8'", "quantization"),
+    ({"revision": 5}, ConfigError, "revision must be a branch, tag or commit, not 5", "revision"),
+    ({"progress": "bar"}, ConfigError, "progress must be a function, not 'bar'", "progress"),
     ({"model_path": ""}, ConfigError, "model_path is required", "model_path"),
     ({"model_path": None}, ConfigError, "model_path is required", "model_path"),
 ])  # fmt: skip
 def test_what_is_refused(tiny_model_path, settings, error, message, param):
     usual = {"model_path": str(tiny_model_path), "device": "cpu", "dtype": "f32", "warmup": False}
     refuse(error, message, param, **{**usual, **settings})
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: Device(5), "kind must be a string, not 5"),
+    (lambda: Device.cuda("0"), "index must be a whole number, not '0'"),
+    (lambda: Device.parse(0), "unknown device 0"),
+    (lambda: DType.parse(16), "unknown dtype 16"),
+    (lambda: QuantizationConfig(group_size=1.5), "group_size must be a whole number, not 1.5"),
+    (lambda: QuantizationConfig(method=["int8"]), "unknown quantization method"),
+    (lambda: EngineConfig.from_model_path(None), "model_path is required"),
+])  # fmt: skip
+def test_values_of_another_type(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_types_of_weights():
