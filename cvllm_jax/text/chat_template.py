@@ -75,6 +75,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,
         messages: Iterable[Any],
         tools: Iterable[Any] | None = None,
         add_generation_prompt: bool = True,
@@ -96,6 +97,7 @@ class ChatTemplate:
 
     def encode(
         self,
+        /,
         messages: Iterable[Any],
         tools: Iterable[Any] | None = None,
         add_generation_prompt: bool = True,

@@ -27,6 +27,10 @@ class TestConventions:
         assert render("{{ tools is none }}{{ documents is none }}", tools=[]) == "TrueTrue"
         assert render("{{ enable_thinking }}{{ bos_token }}", enable_thinking=False, bos_token="!") == "False!"
 
+    def test_any_name_is_a_variable(self) -> None:
+        """Clients send them; a Python name in between must not matter."""
+        assert render("{{ hi }}{{ cls }}", **{"self": 1, "cls": 2, "": 3, "hi": 4}) == "42"
+
     def test_loop_controls(self) -> None:
         source = (
             "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}"
