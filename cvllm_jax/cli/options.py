@@ -43,8 +43,12 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * unit)
 
 
-def _engine(help_text: str, **settings: Any) -> Any:
-    return typer.Option(help=help_text, rich_help_panel="Engine", show_default=False, **settings)
+def _engine(help_text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel="Engine", show_default=False, **settings)
+
+
+def _switch_off(name: str, help_text: str) -> Any:
+    return _engine(help_text, name)  # by its name, or there would be a --no-no-... too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +81,13 @@ class EngineOptions:
         int | None, _engine("Prompt tokens that are read in one step, over all requests. Default: 512.")
     ] = None
     no_chunked_prefill: Annotated[
-        bool, _engine("Read long prompts in one go. Answers that are running wait meanwhile.")
+        bool,
+        _switch_off("--no-chunked-prefill", "Read long prompts in one go. Answers that are running wait meanwhile."),
     ] = False
-    no_prefix_caching: Annotated[bool, _engine("Do not reuse the KV cache of earlier prompts that begin alike.")] = (
-        False
-    )
-    no_cuda_graph: Annotated[bool, _engine("Do not record steps as CUDA graphs.")] = False
+    no_prefix_caching: Annotated[
+        bool, _switch_off("--no-prefix-caching", "Do not reuse the KV cache of earlier prompts that begin alike.")
+    ] = False
+    no_cuda_graph: Annotated[bool, _switch_off("--no-cuda-graph", "Do not record steps as CUDA graphs.")] = False
     page_size: Annotated[
         int | None, _engine("Tokens in one page of the KV cache, a power of two up to 256. Default: 16.")
     ] = None
@@ -90,9 +95,14 @@ class EngineOptions:
         int | None, _engine("Requests that may wait; one more is refused with status 429. Default: 1024.")
     ] = None
     no_warmup: Annotated[
-        bool, _engine("Start at once and compile each step when it is first needed; early requests are slow.")
+        bool,
+        _switch_off(
+            "--no-warmup", "Start at once and compile each step when it is first needed; early requests are slow."
+        ),
     ] = False
-    no_compilation_cache: Annotated[bool, _engine("Do not keep compiled steps on disk for the next start.")] = False
+    no_compilation_cache: Annotated[
+        bool, _switch_off("--no-compilation-cache", "Do not keep compiled steps on disk for the next start.")
+    ] = False
     revision: Annotated[str | None, _engine("Branch, tag or commit, for a model from the hub.")] = None
 
     def config(self, model_path: str, progress: Progress | None = None) -> EngineConfig:

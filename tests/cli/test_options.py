@@ -35,6 +35,12 @@ def test_every_option_explains_itself(command):
         assert len(parameter.help or "") > 10, parameter.name
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_is_a_double_negation(command):
+    names = [name for parameter in COMMANDS[command].params for name in (*parameter.opts, *parameter.secondary_opts)]
+    assert not [name for name in names if name.startswith("--no-no-")]
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_quick(command):
     started = time.monotonic()
