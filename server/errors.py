@@ -10,7 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from cvllm_jax.errors import CancelledError, Error, GenerationError, QueueFullError, TokenizationError
+from cvllm_jax.errors import (
+    CancelledError,
+    EngineStoppedError,
+    Error,
+    GenerationError,
+    QueueFullError,
+    TokenizationError,
+)
 from cvllm_jax.openai import GenerationFailedError, RequestError
 
 __all__ = ["ApiError", "as_api_error", "error_body", "error_response", "exception_handlers"]
@@ -52,6 +59,8 @@ def as_api_error(error: BaseException) -> ApiError:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},
             )
+        case EngineStoppedError():
+            return ApiError(503, str(error), kind="server_error", code="engine_stopped")
         case GenerationFailedError():
             return ApiError(500, str(error), kind="server_error", code="generation_failed")
         case RequestError():

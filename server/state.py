@@ -74,11 +74,13 @@ class ServerState:
         return self._model_name
 
     def health(self) -> dict[str, Any]:
-        """The body of /health; ``status`` is ok, loading or stopping."""
+        """The body of /health; ``status`` is ok, loading, failed or stopping."""
         if self.draining:
             return {"status": "stopping"}
         if self._adapter is None:
             return {"status": "loading", "progress": self._progress}
+        if (failure := self._adapter.engine.failure) is not None:
+            return {"status": "failed", "model": self._model_name, "message": f"the engine has stopped: {failure}"}
         return {"status": "ok", "model": self._model_name}
 
 

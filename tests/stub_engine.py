@@ -71,6 +71,7 @@ class StubEngine:
         self.chat_template = PlainTemplate()
         self.seen = []
         self.closed = False
+        self.failure = None
         self._context = context
         self._defaults = generation_defaults or {}
         self._max_queue_size = max_queue_size

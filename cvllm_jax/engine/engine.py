@@ -22,7 +22,7 @@ from cvllm_jax.engine.runner import MAX_BIAS, MAX_END_TOKENS, Runner
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sequence
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
-from cvllm_jax.errors import GenerationError
+from cvllm_jax.errors import GenerationError, shown
 from cvllm_jax.params import (
     EngineStats,
     GenerationOutput,
@@ -35,6 +35,8 @@ from cvllm_jax.params import (
 from cvllm_jax.text import ChatTemplate, Detokenizer, Tokenizer
 
 __all__ = ["InferenceEngine", "InferenceEngineBuilder"]
+
+_ids = itertools.count(1)  # of all engines, so that a handle cannot name another engine's request
 
 
 class InferenceEngine:
@@ -64,7 +66,6 @@ class InferenceEngine:
             hash_root=f"{loaded.info.name} {loaded.info.dtype}".encode(),
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
-        self._ids = itertools.count(1)
         self._updates: deque[RequestUpdate] = deque()
         self._totals = _Totals()
         self._finalizer = weakref.finalize(self, self._loop.close)
@@ -174,6 +175,8 @@ class InferenceEngine:
 
         One that has ended already stays as it is.
         """
+        if not isinstance(handle, RequestHandle):
+            raise GenerationError(f"cancel_request takes a RequestHandle, not {type(handle).__name__}")
         self._loop.cancel(handle.id)
 
     # --- what there is ---
@@ -182,6 +185,11 @@ class InferenceEngine:
     def runner(self) -> Runner:
         """The compiled steps and the device's buffers."""
         return self._loop.runner
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine has stopped for good, or None while it works. What stops it is logged too."""
+        return self._loop.failure
 
     def model_info(self) -> ModelInfo:
         return self._info
@@ -257,7 +265,7 @@ class InferenceEngine:
             )
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         return Sequence(
-            handle=RequestHandle(next(self._ids)),
+            handle=RequestHandle(next(_ids)),
             params=params,
             tokens=tokens,
             prompt_length=len(tokens),
@@ -280,10 +288,11 @@ class InferenceEngine:
                     raise TypeError
                 ids.append(operator.index(token))
             except TypeError:
-                message = f"{name} must hold token ids, whole numbers, not {token!r:.80}"
+                message = f"{name} must hold token ids, whole numbers, not {shown(token)}"
                 raise GenerationError(message, param=name) from None
             if not 0 <= ids[-1] < size:
-                raise GenerationError(f"{name} holds token {token}; the vocabulary has ids 0 to {size - 1}", param=name)
+                message = f"{name} holds token {shown(ids[-1])}; the vocabulary has ids 0 to {size - 1}"
+                raise GenerationError(message, param=name)
         return ids
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from cvllm_jax.engine.runner import DispatchedStep, Runner
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sequence
-from cvllm_jax.errors import CancelledError, ConfigError, GenerationError, QueueFullError
+from cvllm_jax.errors import CancelledError, ConfigError, EngineStoppedError, GenerationError, QueueFullError
 from cvllm_jax.params import FinishReason, RequestUpdate
 
 __all__ = ["Driver", "EngineLoop"]
@@ -52,6 +52,11 @@ class EngineLoop:
     @property
     def waiting(self) -> int:
         return len(self.scheduler.waiting) + len(self._inbox)
+
+    @property
+    def failure(self) -> str | None:
+        """What stopped the loop for good, in one line."""
+        return None if self._failure is None else _first_line(self._failure)
 
     # --- requests ---
 
@@ -93,7 +98,7 @@ class EngineLoop:
 
     def _check_driver(self, driver: Driver) -> None:
         if self._failure is not None:
-            raise GenerationError(f"the engine has stopped: {_first_line(self._failure)}") from self._failure
+            raise EngineStoppedError(f"the engine has stopped: {self.failure}") from self._failure
         if self._closed:
             raise CancelledError("the engine is closed")
         if self._open and self._driver is not driver and self._driver is not None:
@@ -197,9 +202,9 @@ class EngineLoop:
             if self._failure is None:
                 self.scheduler.end_all(FinishReason.Cancelled)
             else:
-                message = f"the engine has stopped: {_first_line(self._failure)}"
+                message = f"the engine has stopped: {self.failure}"
                 for sequence in list(self._open.values()):  # the scheduler may be inconsistent
-                    sequence.finish(FinishReason.Error(message), GenerationError(message))
+                    sequence.finish(FinishReason.Error(message), EngineStoppedError(message))
             self._dispatched.clear()
             self.runner.close()
 

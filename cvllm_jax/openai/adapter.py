@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cvllm_jax.errors import ConfigError, GenerationError, QueueFullError
+from cvllm_jax.errors import ConfigError, EngineStoppedError, GenerationError, QueueFullError
 from cvllm_jax.openai.chunks import Completion, system_fingerprint
 from cvllm_jax.openai.prompt import render_prompt
 from cvllm_jax.openai.sampling import SAMPLING_DEFAULT_NAMES, check_length, generation_params, request_error
@@ -60,7 +60,8 @@ class OpenAIAdapter:
     One adapter serves any number of concurrent callers, from any thread or task. The request's
     ``model`` is echoed, whatever it is. Errors: RequestError (a GenerationError) for requests that
     cannot be served as written, QueueFullError when too many wait, TokenizationError when the chat
-    template refuses the messages, GenerationFailedError when the engine fails underway.
+    template refuses the messages, GenerationFailedError when the engine fails underway and
+    EngineStoppedError when it cannot go on.
     """
 
     def __init__(self, engine: InferenceEngine) -> None:
@@ -187,4 +188,4 @@ class OpenAIAdapter:
 
     @staticmethod
     def _refusal(error: GenerationError, request: ChatCompletionRequest) -> GenerationError:
-        return error if isinstance(error, QueueFullError) else request_error(error, request)
+        return error if isinstance(error, QueueFullError | EngineStoppedError) else request_error(error, request)

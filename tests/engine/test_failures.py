@@ -14,6 +14,7 @@ from cvllm_jax import (
     InferenceRequest,
     RequestUpdate,
 )
+from cvllm_jax.errors import EngineStoppedError
 
 REQUESTS = [
     ([7 + (i * n) % 250 for n in range(1, 30 + i)],
@@ -125,7 +126,8 @@ def test_an_engine_that_cannot_go_on_ends_everything(make_engine, tiny_model_pat
         streams = [engine.generate_stream_sync(*request) for request in REQUESTS]
         for stream in streams:
             assert isinstance(stream.finish().finish_reason, FinishReason.Error)
-        with pytest.raises(GenerationError, match="the engine has stopped: out of memory"):
+        assert engine.failure == "out of memory"
+        with pytest.raises(EngineStoppedError, match="the engine has stopped: out of memory"):
             engine.generate_sync(*REQUESTS[0])
 
 

@@ -81,11 +81,44 @@ def test_parameters_that_do_not_fit_this_model(tiny_engine, params, field, messa
     ("top_logprobs", 1), ("logprobs", 1), ("ignore_eos", "no"), ("stop_sequences", "one"), ("stop_sequences", [""]),
     ("stop_sequences", [1]), ("stop_token_ids", [-1]), ("stop_token_ids", [1.5]), ("logit_bias", {1: math.nan}),
     ("logit_bias", {1: 101}), ("logit_bias", {"1": 1}), ("min_tokens", 2**31),
+    ("temperature", 10**400), ("stop_sequences", None), ("stop_sequences", 5),
+    ("stop_sequences", {"a": 1}), ("stop_sequences", iter(["a"])),
+    ("stop_token_ids", None), ("stop_token_ids", 5), ("stop_token_ids", iter([5])), ("logit_bias", None),
+    ("logit_bias", [1]),
 ])  # fmt: skip
 def test_parameters_that_no_model_takes(field, value):
     with pytest.raises(GenerationError) as caught:
         GenerationParams(**{field: value})
     assert caught.value.param == field and "\n" not in str(caught.value)
+
+
+def test_numbers_that_python_does_not_print_are_refused(tiny_engine):
+    huge = 10**5000
+    for name in ("temperature", "top_p", "top_k", "max_tokens", "min_tokens", "seed"):
+        with pytest.raises(GenerationError, match="not a number of 16610 bits"):
+            GenerationParams(**{name: huge})
+    for name, value in (("stop_token_ids", [huge]), ("stop_sequences", [[huge]]), ("logit_bias", {huge: 1})):
+        with pytest.raises(GenerationError) as caught:
+            GenerationParams(**{name: value})
+        assert caught.value.param == name
+    with pytest.raises(GenerationError, match="prompt holds token a number of 16610 bits; the vocabulary"):
+        tiny_engine.generate_sync([1, huge])
+    with pytest.raises(GenerationError, match="must hold token ids"):
+        tiny_engine.generate_sync([1, [huge]])
+
+
+def test_only_handles_are_cancelled(tiny_engine):
+    with pytest.raises(GenerationError, match="cancel_request takes a RequestHandle, not int"):
+        tiny_engine.cancel_request(5)
+
+
+def test_handles_of_two_engines_differ(tiny_engine, tight_engine):
+    engines = (tiny_engine, tight_engine)
+    streams = [engine.generate_stream_sync(PROMPT, GenerationParams(max_tokens=2)) for engine in engines]
+    handles = {stream.handle for stream in streams}
+    for stream in streams:
+        stream.finish()
+    assert len(handles) == 2
 
 
 def test_contradictions_are_refused():

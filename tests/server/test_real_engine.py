@@ -3,13 +3,17 @@
 import asyncio
 import http.client
 import json
+import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 from live_server import live_server
 from stream_lint import lint_chat, parse_sse
+
+from cvllm_jax import InferenceEngine
 
 CONTEXT = 256
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -115,3 +119,42 @@ def wait_for(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_a_step_that_fails_ends_its_own_requests_only(server, engine, monkeypatch, caplog):
+    real, calls = engine.runner.dispatch, []
+
+    def fail_once(plan):
+        calls.append(plan)
+        if len(calls) == 3:
+            raise RuntimeError("the device caught fire")
+        return real(plan)
+
+    whole = ask(server, max_tokens=20).json()["choices"][0]
+    with caplog.at_level(logging.CRITICAL), ThreadPoolExecutor(40) as pool:
+        monkeypatch.setattr(engine.runner, "dispatch", fail_once)
+        answers = list(pool.map(lambda _: ask(server, max_tokens=20), range(40)))
+    failed = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(failed) < len(answers)
+    for answer in failed:
+        assert answer.status_code == 500
+        assert answer.json()["error"] == {
+            "message": "a step failed on the device: the device caught fire",
+            "type": "server_error", "param": None, "code": "generation_failed",
+        }  # fmt: skip
+    assert all(answer.json()["choices"][0] == whole for answer in answers if answer.status_code == 200)
+    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
+    assert engine.stats().pages_free == engine.stats().pages_total
+
+
+def test_an_engine_that_cannot_go_on_shows_in_health(make_engine, monkeypatch, caplog):
+    with caplog.at_level(logging.CRITICAL), InferenceEngine.new_sync(make_engine().config) as engine:
+        for method in ("dispatch", "reset"):
+            monkeypatch.setattr(engine.runner, method, lambda *_: 1 / 0)
+        with live_server(engine) as server:
+            assert ask(server).status_code == 500
+            health = httpx.get(f"{server.url}/health")
+            assert (health.status_code, health.json()["status"]) == (503, "failed")
+            for stream in (False, True):
+                answer = ask(server, stream=stream)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stopped")
