@@ -71,5 +71,6 @@ class Attention(nnx.Module):
         y = paged_attention(
             q.reshape(B, T // B, N, H), k_pages, v_pages, batch.tables, batch.starts, batch.counts,
             scale=H**-0.5, window=self.window,
+            implementation="xla",  # the Hopper kernels have yet to run on a GPU
         )  # fmt: skip
         return self.output(y.reshape(T, N * H)), (k_pages, v_pages)
