@@ -62,6 +62,10 @@ class Programs:
             self.compilations += 1
         return program
 
+    def clear(self) -> None:
+        """Let go of every program: on CPUs they hold hundreds of MB."""
+        self._programs.clear()
+
     @contextlib.contextmanager
     def forbid_compile(self) -> Iterator[None]:
         """Within this block a step that is not compiled raises; a guard for tests."""

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.config import Progress
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
-from cvllm_jax.engine.devices import compiler_options
+from cvllm_jax.engine.devices import compiler_options, return_freed_memory
 from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
 from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import SamplerState, admit, empty_state, sample
@@ -114,9 +114,11 @@ class Runner:
         return tuple((zeros(), zeros()) for _ in range(c.num_layers))
 
     def close(self) -> None:
-        """Let go of weights and buffers."""
+        """Let go of weights, buffers and compiled steps, and give their memory back to the system."""
         self._leaves = self._cache = ()
         del self._state
+        self.programs.clear()
+        return_freed_memory()
 
     # --- steps ---
 

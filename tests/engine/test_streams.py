@@ -357,6 +357,17 @@ def test_a_dropped_engine_ends_its_thread_and_frees_its_memory(make_engine):
     assert runner() is None and not any(leaf() is not None for leaf in weights)
 
 
+def test_a_closed_engine_holds_no_compiled_steps(make_engine):
+    engine = InferenceEngine.new_sync(make_engine().config)
+    engine.generate_sync(PROMPT, SHORT)
+    runner, compilations = engine.runner, engine.stats().compilations
+    names = list(runner.programs._programs)
+    assert names
+    engine.close()
+    assert not any(name in runner.programs for name in names)
+    assert engine.stats().compilations == compilations
+
+
 def test_an_engine_dropped_in_a_cycle_while_a_request_runs(make_engine):
     """The collector may find it on any thread, its own included."""
     config = make_engine().config
