@@ -41,6 +41,7 @@ def create_app(engine: InferenceEngine | None = None, settings: ServerSettings |
     if settings.api_key is not None:
         middleware.append(Middleware(ApiKeyMiddleware, api_key=settings.api_key))
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=exception_handlers)
+    app.router.redirect_slashes = False  # an unknown path is OpenAI's 404, whatever it ends with
     app.state.server = ServerState(settings)
     if engine is not None:
         app.state.server.ready(engine)

@@ -87,7 +87,7 @@ def load(config: EngineConfig) -> Loaded:
             f"the device ran out of memory or failed while {num_pages} pages of KV cache were set up: "
             f"{str(error).splitlines()[0]}; lower kv_cache_memory or max_batch_size"
         ) from error
-    info = _info(checkpoint, model_config, dtype, asked, max_sequence_length, leaves)
+    info = _info(checkpoint, family, model_config, dtype, asked, max_sequence_length, leaves)
     return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
 
 
@@ -132,12 +132,12 @@ def _target_name(path: tuple[Any, ...]) -> str:
 
 
 def _info(
-    checkpoint: Checkpoint, model: ModelConfig, dtype: Any, device: Device, max_sequence_length: int,
+    checkpoint: Checkpoint, family: Family, model: ModelConfig, dtype: Any, device: Device, max_sequence_length: int,
     leaves: tuple[jax.Array, ...],
 ) -> ModelInfo:  # fmt: skip
     return ModelInfo(
         name=checkpoint.name,
-        architecture=checkpoint.config["architectures"][0],
+        architecture=(checkpoint.config.get("architectures") or [family.architectures[0]])[0],
         parameters=sum(leaf.size for leaf in leaves),
         vocab_size=model.vocab_size,
         context_length=model.context_length,

@@ -7,6 +7,7 @@ step t chooses are still on the device, so it counts them as pending. ``commit``
 from __future__ import annotations
 
 import bisect
+import logging
 from collections import deque
 from collections.abc import Iterator
 
@@ -17,6 +18,8 @@ from cvllm_jax.errors import Error
 from cvllm_jax.params import FinishReason
 
 __all__ = ["Scheduler"]
+
+log = logging.getLogger("cvllm_jax.engine")
 
 
 class Scheduler:
@@ -202,7 +205,9 @@ class Scheduler:
         sequence.pending -= 1
         try:
             reason = sequence.append(sampled)
-        except Error as error:  # a token that the tokenizer has no text for ends its own request only
+        except Exception as error:  # a token that the tokenizer cannot turn into text ends its own request only
+            if not isinstance(error, Error):
+                log.exception("request %d fails: its tokens have no text", sequence.handle.id)
             self._finish(sequence, FinishReason.Error(str(error)), error)
             return
         if reason is not None:

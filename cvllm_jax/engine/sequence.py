@@ -139,7 +139,8 @@ class Sequence:
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
         """Report the end of the request, with text that was held back."""
-        rest = self._stops.push(self.decoder.finish(), final=True)
+        # a decoder that failed has nothing more to say
+        rest = "" if isinstance(reason, FinishReason.Error) else self._stops.push(self.decoder.finish(), final=True)
         if self._stops.matched is not None and reason in (FinishReason.Stop, FinishReason.Length):
             reason = FinishReason.StopSequence(self._stops.matched)
         if rest:

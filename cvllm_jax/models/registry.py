@@ -54,6 +54,8 @@ class Family:
     """Also the module in ``cvllm_jax.checkpoints.mappings`` that names the weights."""
     architectures: tuple[str, ...]
     """Values of ``architectures`` in ``config.json``; GGUF files are read into the same names."""
+    model_types: tuple[str, ...]
+    """Values of ``model_type``, for a ``config.json`` that names no architecture."""
     config: Callable[[Mapping[str, Any]], ModelConfig]
     module: Callable[[Any, jnp.dtype], nnx.Module]
 
@@ -62,6 +64,7 @@ FAMILIES = (
     Family(
         name="llama",
         architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+        model_types=("llama", "mistral"),
         config=LlamaConfig.from_dict,
         module=Llama,
     ),
@@ -72,8 +75,9 @@ def family_for(config: Mapping[str, Any]) -> Family:
     """The family that runs a checkpoint with this configuration, or a ModelLoadError that lists what there is."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
+    model_type = config.get("model_type") if names is None else None
     for family in FAMILIES:
-        if name in family.architectures:
+        if name in family.architectures or model_type in family.model_types:
             return family
     supported = ", ".join(architecture for family in FAMILIES for architecture in family.architectures)
-    raise ModelLoadError(f"architecture {name!r} is not supported; supported are {supported}")
+    raise ModelLoadError(f"architecture {(name or model_type)!r} is not supported; supported are {supported}")

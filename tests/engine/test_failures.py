@@ -151,3 +151,12 @@ def test_tokens_without_text_fail_their_request_only(tiny_model_path, tmp_path, 
             assert isinstance(output.finish_reason, FinishReason.Error) and "bytes" in output.finish_reason.message
         stats = engine.stats()
         assert stats.running == stats.waiting == 0 and stats.pages_free == stats.pages_total
+
+
+def test_a_tokenizer_that_raises_anything_fails_one_request_only(tiny_engine, monkeypatch):
+    expected = tiny_engine.generate_sync(*REQUESTS[0])
+    monkeypatch.setattr(tiny_engine.tokenizer, "token_bytes", lambda token: 1 // 0)
+    output = tiny_engine.generate_sync(*REQUESTS[0])
+    assert isinstance(output.finish_reason, FinishReason.Error) and "division" in output.finish_reason.message
+    monkeypatch.undo()
+    assert tiny_engine.generate_sync(*REQUESTS[0]).tokens == expected.tokens

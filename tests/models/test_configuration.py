@@ -77,3 +77,11 @@ def test_an_engine_refuses_the_folder(name, value, message, tiny_model_path, tmp
     (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
     with pytest.raises(ModelLoadError, match=message):
         InferenceEngine.new_sync(EngineConfig(model_path=str(tmp_path), device="cpu", dtype="f32"))
+
+
+def test_a_folder_without_architectures_goes_by_its_model_type():
+    assert family_for({"model_type": "mistral"}).name == "llama"
+    with pytest.raises(ModelLoadError, match="'gpt2' is not supported; supported are Llama"):
+        family_for({"model_type": "gpt2"})
+    with pytest.raises(ModelLoadError, match="'GPT2LMHeadModel' is not supported"):
+        family_for({"architectures": ["GPT2LMHeadModel"], "model_type": "llama"})

@@ -77,6 +77,7 @@ def test_bodies_over_the_limit(stub, chunked):
 
 def test_unknown_paths_and_methods(server):
     check(httpx.get(server.url + "/v1/nothing"), 404, "unknown_url")
+    check(httpx.post(server.url + "/v1/chat/completions/", json={}), 404, "unknown_url")
     answer = httpx.get(server.url + URL)
     check(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
