@@ -1,6 +1,7 @@
 """What all tests share: the CPU, one folder of compiled steps, and small engines that are ready to use."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CVLLM_CACHE"] = str(ROOT / ".pytest_cache" / "cvllm-jax")
 for folder in ("tests", "tests/server", "tests/cli", "tests/checkpoints", "tests/engine"):
     sys.path.append(str(ROOT / folder))  # modules that tests share; importlib mode adds no folder by itself
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell starts its background jobs like this, and every process that a test starts would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
