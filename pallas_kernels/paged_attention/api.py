@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.hardware import Choice, default_device, hopper_refusal
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.config import HopperConfig
 
 __all__ = ["Choice", "Implementation", "choose_implementation", "paged_attention"]
 
 Implementation = Literal["auto", "xla", "hopper"]
-
-
-class Choice(NamedTuple):
-    """What runs, and why."""
-
-    implementation: Literal["xla", "hopper"]
-    reason: str
 
 
 def paged_attention(
@@ -88,19 +81,17 @@ def paged_attention(
     return lax.platform_dependent(*arrays, cuda=kernel, default=xla)
 
 
-def choose_implementation(q: Any, k_pages: Any, v_pages: Any, *, config: HopperConfig | None = None) -> Choice:
-    """What ``implementation="auto"`` takes on the default device for arrays of these shapes and types, and why.
+def choose_implementation(
+    q: Any, k_pages: Any, v_pages: Any, *, config: HopperConfig | None = None, device: Any = None
+) -> Choice:
+    """What to run for arrays of these shapes and types, and why.
 
     Arguments:
       q, k_pages, v_pages: as for :func:`paged_attention`; only their shapes and types are looked at.
+      device: a ``jax.Device``; None is the default device, as for ``implementation="auto"``.
     """
-    chosen = jax.config.jax_default_device
-    device = jax.devices(chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
-    if device.platform != "gpu":
-        return Choice("xla", f"the default device is a {device.platform}, and the kernels are for NVIDIA GPUs")
-    capability = getattr(device, "compute_capability", "unknown")
-    if str(capability) != "9.0":
-        return Choice("xla", f"the GPU has compute capability {capability}, and the kernels are for 9.0 (Hopper)")
+    if (refusal := hopper_refusal(device or default_device())) is not None:
+        return Choice("xla", refusal)
 
     from pallas_kernels.paged_attention import hopper
 
