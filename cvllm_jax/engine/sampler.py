@@ -1,11 +1,13 @@
 """Choosing tokens on the device: penalties, bias, temperature, top-k, top-p, min-p, seeds and log probabilities.
 
-Everything that only some requests ask for stands behind a condition on the whole batch, so a batch of greedy
-requests costs one argmax. No step sorts the vocabulary.
+A step is compiled in one of three forms, see :class:`Form`; the same request draws the same tokens in each. No step
+sorts the vocabulary.
 """
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -13,13 +15,34 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from cvllm_jax.engine.plan import SamplingSettings
 from cvllm_jax.params import MAX_TOP_LOGPROBS
 
-__all__ = ["SamplerState", "SamplingBatch", "admit", "empty_state", "sample"]
+__all__ = ["Form", "SamplerState", "SamplingBatch", "admit", "empty_state", "sample"]
 
 #: Bits of ``SamplerState.seen``; those below count how often the answer holds the token.
 IN_PROMPT, IS_END = 1 << 30, 1 << 29
 COUNT = IS_END - 1
+
+#: Neighbouring tokens that the search for the most likely ones looks at together.
+CHUNK = 128
+
+
+class Form(enum.Enum):
+    """What a step can do for its rows, fixed when it is compiled."""
+
+    CONDITIONAL = "conditional"
+    """Everything, and each feature stands behind a condition on the whole batch: a CPU branches, so a batch of
+    greedy requests costs one argmax."""
+    STRAIGHT = "straight"
+    """Everything, computed whether a row wants it or not: a condition would break a CUDA graph in two, and the host
+    would wait at it for the device."""
+    GREEDY = "greedy"
+    """The argmax of every row and nothing else."""
+
+    def serves(self, settings: SamplingSettings) -> bool:
+        """Whether a step of this form can choose for a request with these settings."""
+        return self is not Form.GREEDY or not (settings.temperature or settings.logprobs or settings.tracks_tokens)
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +100,7 @@ def admit(state: SamplerState, fields: dict[str, jax.Array]) -> SamplerState:
 
 @jax.named_scope("sample")
 def sample(
-    logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch
+    logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch, *, form: Form = Form.CONDITIONAL
 ) -> tuple[SamplerState, Int[Array, "R C"]]:
     """Choose a token for each row.
 
@@ -85,23 +108,27 @@ def sample(
       The state with the tokens entered, and what the host reads: for each row the token, its log probability in the
       raw distribution, the most likely tokens and their log probabilities, floats as bits.
     """
-    adjusted = lax.cond(
-        jnp.any(batch.tracks_tokens), lambda: _adjust(logits, state.seen[batch.slot], state.bias[batch.slot], batch),
-        lambda: logits,
-    )  # fmt: skip
-    greedy = _argmax(adjusted)
-    token = lax.cond(jnp.any(batch.temperature > 0), lambda: _draw(adjusted, greedy, batch), lambda: greedy)
+    chosen = logits
+    if form is not Form.GREEDY:
+        chosen = _where_wanted(form, batch.tracks_tokens, lambda: _adjust(logits, state, batch), lambda: logits)
+    token = greedy = _argmax(chosen)
+    if form is not Form.GREEDY:
+        token = _where_wanted(form, batch.temperature > 0, lambda: _draw(chosen, greedy, batch, form), lambda: greedy)
     state = SamplerState(
         last_token=state.last_token.at[batch.slot].set(token),
         seen=state.seen.at[batch.slot, token].add(1),
         bias=state.bias,
     )
-    return state, _pack(token, logits, batch)
+    return state, _pack(token, logits, batch, form)
 
 
-def _adjust(
-    logits: Float[Array, "R V"], seen: Int[Array, "R V"], bias: Float[Array, "R V"], batch: SamplingBatch
-) -> Float[Array, "R V"]:
+def _where_wanted[T](form: Form, wanted: Bool[Array, "R"], yes: Callable[[], T], no: Callable[[], T]) -> T:
+    """``yes()`` if any row wants it. For the other rows it gives what ``no()`` gives or what nobody reads."""
+    return lax.cond(jnp.any(wanted), yes, no) if form is Form.CONDITIONAL else yes()
+
+
+def _adjust(logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch) -> Float[Array, "R V"]:
+    seen, bias = state.seen[batch.slot], state.bias[batch.slot]
     count = seen & COUNT
     penalty = jnp.where((seen & (COUNT | IN_PROMPT)) != 0, batch.repetition_penalty[:, None], 1.0)
     adjusted = jnp.where(logits > 0, logits / penalty, logits * penalty)
@@ -111,28 +138,32 @@ def _adjust(
     return jnp.where(batch.tracks_tokens[:, None], adjusted, logits)
 
 
-def _draw(logits: Float[Array, "R V"], greedy: Int[Array, "R"], batch: SamplingBatch) -> Int[Array, "R"]:
+def _draw(
+    logits: Float[Array, "R V"], greedy: Int[Array, "R"], batch: SamplingBatch, form: Form
+) -> Int[Array, "R"]:
     """Gumbel-max draws of the rows with a temperature, the greedy choice of the others."""
     top = jnp.take_along_axis(logits, greedy[:, None], axis=-1)
     # relative to the best token before dividing, so that tiny temperatures overflow to -inf and not to NaN
     scaled = (logits - top) / jnp.where(batch.temperature > 0, batch.temperature, 1.0)[:, None]
     vocab_size = logits.shape[-1]
+    # in a CUDA graph the search runs unrolled, in few passes of 15 comparisons a read
+    digit = 1 if form is Form.CONDITIONAL else 4
     by_count = (batch.top_k > 0) & (batch.top_k < vocab_size)
+    everything = jnp.ones(scaled.shape, bool)
 
     def top_k() -> jax.Array:
-        return jnp.where(
-            by_count[:, None], _top(scaled, jnp.ones_like(scaled), batch.top_k.astype(jnp.float32)), True
-        )
+        goal = batch.top_k.astype(jnp.float32)
+        return _top(scaled, jnp.ones_like(scaled), goal, digit) | ~by_count[:, None]
 
-    kept = lax.cond(jnp.any(by_count), top_k, lambda: jnp.ones(scaled.shape, bool))
+    kept = _where_wanted(form, by_count, top_k, lambda: everything)
     by_mass = batch.top_p < 1.0
 
     def top_p() -> jax.Array:
         weights = jnp.where(kept, jnp.exp(scaled), 0.0)
         goal = batch.top_p * weights.sum(-1)
-        return kept & jnp.where(by_mass[:, None], _top(scaled, weights, goal), True)
+        return kept & (_top(scaled, weights, goal, digit) | ~by_mass[:, None])
 
-    kept = lax.cond(jnp.any(by_mass), top_p, lambda: kept)
+    kept = _where_wanted(form, by_mass, top_p, lambda: kept)
     kept &= scaled >= jnp.log(batch.min_p)[:, None]  # relative to the most likely token, whose value is 0
 
     noisy = scaled + jax.vmap(_gumbel, (0, 0, None))(batch.seed, batch.position, vocab_size)
@@ -166,50 +197,65 @@ def _mix(x: UInt[Array, "V"]) -> UInt[Array, "V"]:
     return x ^ (x >> 16)
 
 
-def _top(values: Float[Array, "R V"], weights: Float[Array, "R V"], goal: Float[Array, "R"]) -> Bool[Array, "R V"]:
+def _top(
+    values: Float[Array, "R V"], weights: Float[Array, "R V"], goal: Float[Array, "R"], digit: int
+) -> Bool[Array, "R V"]:
     """The smallest set of largest values whose weights reach the goal, ties at its edge included.
 
-    Finds the threshold bit by bit in the order-preserving integer form of f32: exact, 32 passes, no sort.
+    Finds the threshold in the order-preserving integer form of f32, ``digit`` bits a pass: exact, no sort.
     """
     bits = lax.bitcast_convert_type(values, jnp.uint32)
     order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    digits = jnp.arange(1, 1 << digit, dtype=jnp.uint32)
 
     def narrow(step: jax.Array, threshold: jax.Array) -> jax.Array:
-        candidate = threshold | (jnp.uint32(1 << 31) >> step.astype(jnp.uint32))
-        reached = jnp.where(order >= candidate[:, None], weights, 0.0).sum(-1) >= goal
-        return jnp.where(reached, candidate, threshold)
+        shift = 32 - digit * (step.astype(jnp.uint32) + 1)
+        candidates = threshold[:, None] | (digits << shift)  # [R digits]
+        above = order[:, None, :] >= candidates[:, :, None]
+        # the larger the candidate, the fewer are above it
+        reached = jnp.where(above, weights[:, None, :], 0.0).sum(-1) >= goal[:, None]
+        return threshold | (reached.sum(-1, dtype=jnp.uint32) << shift)
 
-    threshold = lax.fori_loop(0, 32, narrow, jnp.zeros(values.shape[:1], jnp.uint32))
+    threshold = jnp.zeros(values.shape[:1], jnp.uint32)
+    threshold = lax.fori_loop(0, 32 // digit, narrow, threshold, unroll=digit > 1)
     return order >= threshold[:, None]
 
 
-def _pack(token: Int[Array, "R"], logits: Float[Array, "R V"], batch: SamplingBatch) -> Int[Array, "R C"]:
+def _pack(token: Int[Array, "R"], logits: Float[Array, "R V"], batch: SamplingBatch, form: Form) -> Int[Array, "R C"]:
     rows, count = logits.shape[0], min(MAX_TOP_LOGPROBS, logits.shape[1])
+
+    def nothing() -> tuple[jax.Array, jax.Array, jax.Array]:
+        return (
+            jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, count), jnp.int32), jnp.zeros((rows, count), jnp.float32),
+        )  # fmt: skip
 
     def with_logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
         total = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - total
-        values, tokens = lax.cond(
-            jnp.any(batch.top_logprobs),
-            lambda: _most_likely(logits, count),
-            lambda: (jnp.zeros((rows, count), jnp.float32), jnp.zeros((rows, count), jnp.int32)),
+        values, tokens = _where_wanted(
+            form, batch.top_logprobs, lambda: _most_likely(logits, count), lambda: nothing()[2:0:-1]
         )
         return chosen, tokens, values - total[:, None]
-
-    chosen, tokens, values = lax.cond(
-        jnp.any(batch.logprobs),
-        with_logprobs,
-        lambda: (
-            jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, count), jnp.int32), jnp.zeros((rows, count), jnp.float32),
-        ),
-    )  # fmt: skip
 
     def bits(x: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x, jnp.int32)
 
+    chosen, tokens, values = (
+        nothing() if form is Form.GREEDY else _where_wanted(form, batch.logprobs, with_logprobs, nothing)
+    )
     return jnp.concatenate([token[:, None], bits(chosen)[:, None], tokens, bits(values)], axis=1)
 
 
 def _most_likely(logits: Float[Array, "R V"], count: int) -> tuple[Float[Array, "R C"], Int[Array, "R C"]]:
-    values, tokens = lax.top_k(logits, count)
+    """The largest values and their tokens, of equal ones the lower token first.
+
+    They are all in those ``count`` chunks of the vocabulary whose largest values are largest, so one pass over the
+    vocabulary finds the maximum of each chunk, and only small arrays are sorted.
+    """
+    rows, size = logits.shape
+    chunks = jnp.pad(logits, ((0, 0), (0, -size % CHUNK)), constant_values=-jnp.inf).reshape(rows, -1, CHUNK)
+    _, best = lax.top_k(chunks.max(-1), min(count, chunks.shape[1]))
+    best = jnp.sort(best, axis=-1)  # in the vocabulary's order, which top_k keeps among equals
+    values, place = lax.top_k(jnp.take_along_axis(chunks, best[..., None], axis=1).reshape(rows, -1), count)
+    tokens = jnp.take_along_axis(best, place // CHUNK, axis=-1) * CHUNK + place % CHUNK
     return values, tokens.astype(jnp.int32)

@@ -1,5 +1,8 @@
 """Choosing tokens, against the distribution worked out in float64 and against what a request may depend on."""
 
+import sys
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +10,22 @@ import pytest
 
 from cvllm_jax.engine.batch import AdmitLayout
 from cvllm_jax.engine.plan import Admission
-from cvllm_jax.engine.sampler import SamplingBatch, admit, empty_state, sample
+from cvllm_jax.engine.sampler import Form, SamplingBatch, admit, empty_state, sample
 
 V, ROWS = 24, 4096
 GREEDY = {
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
     "presence_penalty": 0.0, "forbid_end": False, "logprobs": False, "top_logprobs": False, "tracks_tokens": False,
 }  # fmt: skip
-run = jax.jit(sample)
+RUNS = {form: jax.jit(partial(sample, form=form)) for form in Form}
+run = None
+
+
+@pytest.fixture(autouse=True, params=[Form.CONDITIONAL, Form.STRAIGHT])
+def form(request, monkeypatch):
+    """Every test here holds for both forms that can do everything."""
+    monkeypatch.setattr(sys.modules[__name__], "run", RUNS[request.param])
+    return request.param
 
 
 def batch_of(rows, seeds=None, positions=None, slots=None):
@@ -226,3 +237,26 @@ def test_log_probabilities_are_of_the_raw_distribution():
 
 def test_a_row_of_nan_chooses_a_token_that_exists():
     assert draw(np.full(V, np.nan)).min() >= 0 and draw(np.full(V, np.nan), temperature=1.0).max() < V
+
+
+@pytest.mark.parametrize("size", [24, 640, 5000])
+def test_the_most_likely_tokens_are_in_order_with_ties(size):
+    """Few distinct values, so that ties cross the chunks that the search looks at."""
+    logits = np.random.default_rng(size).integers(0, 40, size).astype(np.float32)
+    batch = batch_of([{"logprobs": True, "top_logprobs": True}])
+    out = np.asarray(run(jnp.asarray(logits)[None], empty_state(2, size), batch)[1])[0]
+    assert out[2:22].tolist() == np.argsort(-logits, kind="stable")[:20].tolist()
+
+
+def test_all_forms_choose_alike(form):
+    """Over a vocabulary as large as a model's, with every kind of setting."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {"temperature": 0.8, "top_p": 0.9}, {"temperature": 1.2, "top_k": 50}, {"temperature": 1.0, "min_p": 0.02},
+        {"temperature": 0.7, "top_k": 40, "top_p": 0.8}, {}, {"repetition_penalty": 1.3, "tracks_tokens": True},
+    ]  # fmt: skip
+    logits = jnp.asarray(rng.standard_normal((len(rows), 3000)) * 3, jnp.float32)
+    state, batch = empty_state(len(rows), 3000), batch_of(rows, slots=range(len(rows)))
+    chosen = {other: np.asarray(RUNS[other](logits, state, batch)[1])[:, 0] for other in Form}
+    np.testing.assert_array_equal(chosen[form], chosen[Form.CONDITIONAL])
+    np.testing.assert_array_equal(chosen[Form.GREEDY], np.asarray(logits).argmax(-1))
