@@ -8,14 +8,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from cvllm_jax.errors import ConfigError, shown
 
-__all__ = ["DType", "Device", "EngineConfig", "EngineConfigBuilder", "Progress", "QuantizationConfig"]
+__all__ = ["DType", "Device", "EngineConfig", "EngineConfigBuilder", "LoadFormat", "Progress", "QuantizationConfig"]
 
 #: Called as ``progress(stage, done, total)`` while something long runs; ``total`` may be 0 (unknown).
 type Progress = Callable[[str, int, int], None]
+
+LoadFormat = Literal["auto", "dummy"]
 
 
 class DType(enum.Enum):
@@ -124,6 +126,8 @@ class EngineConfig:
 
     model_path: str
     """Path of a GGUF file or a Hugging Face folder, or a hub id such as ``org/name``."""
+    load_format: LoadFormat = "auto"
+    """``"dummy"`` makes random weights: ``model_path`` is a shape's name (``"llama-3.1-8b"`` ...) or a model folder."""
     device: Device | None = None
     """None: the best device that is available."""
     max_batch_size: int = 16
@@ -140,6 +144,8 @@ class EngineConfig:
     """Split long prompts over several steps so that running answers go on; else a prompt is prefilled in one go."""
     prefill_chunk_size: int = 512
     """Prompt tokens of one step, over all sequences."""
+    decode_steps: int = 1
+    """Steps that run as one program while no request waits: fewer calls, but tokens come in groups of this size."""
     enable_prefix_caching: bool = True
     """Keep the pages of finished requests and reuse them for prompts that begin alike."""
     page_size: int = 16
@@ -170,6 +176,8 @@ class EngineConfig:
             raise ConfigError(
                 f"quantization must be a QuantizationConfig, not {shown(self.quantization)}", param="quantization"
             )
+        if self.load_format not in get_args(LoadFormat):
+            raise ConfigError(f"load_format must be auto or dummy, not {shown(self.load_format)}", param="load_format")
         if not isinstance(self.revision, str | None) or self.revision == "":
             raise ConfigError(f"revision must be a branch, tag or commit, not {shown(self.revision)}", param="revision")
         if self.progress is not None and not callable(self.progress):
@@ -179,7 +187,7 @@ class EngineConfig:
         ):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {shown(getattr(self, name))}", param=name)
-        for name in ("max_batch_size", "prefill_chunk_size", "page_size", "max_queue_size"):
+        for name in ("max_batch_size", "prefill_chunk_size", "decode_steps", "page_size", "max_queue_size"):
             _require_positive(name, getattr(self, name))
         for name in ("max_sequence_length", "kv_cache_memory"):
             if getattr(self, name) is not None:
@@ -188,6 +196,8 @@ class EngineConfig:
             raise ConfigError(f"page_size must be a power of two up to 256, not {self.page_size}", param="page_size")
         if self.max_batch_size > 1024:
             raise ConfigError(f"max_batch_size is limited to 1024, not {self.max_batch_size}", param="max_batch_size")
+        if self.decode_steps > 64:
+            raise ConfigError(f"decode_steps is limited to 64, not {self.decode_steps}", param="decode_steps")
 
     @classmethod
     def builder(cls) -> EngineConfigBuilder:
@@ -211,6 +221,9 @@ class ConfigSettings:
 
     def model_path(self, path: str | Path) -> Self:
         return self._set("model_path", path)
+
+    def load_format(self, load_format: LoadFormat) -> Self:
+        return self._set("load_format", load_format)
 
     def device(self, device: Device) -> Self:
         return self._set("device", device)
@@ -238,6 +251,9 @@ class ConfigSettings:
 
     def prefill_chunk_size(self, tokens: int) -> Self:
         return self._set("prefill_chunk_size", tokens)
+
+    def decode_steps(self, steps: int) -> Self:
+        return self._set("decode_steps", steps)
 
     def enable_prefix_caching(self, enable: bool) -> Self:
         return self._set("enable_prefix_caching", enable)

@@ -1,8 +1,8 @@
 """What an operation's ``bench.py`` says about its cases, for ``python -m bench.gpu`` to check and time.
 
-A ``bench.py`` has one public function, ``cases(*, tiny: bool = False)``, that yields a :class:`Case` for each shape worth
-a figure, the most telling ones first: where time runs out the last are left out. ``tiny=True`` yields a case for
-every code path with shapes that Mosaic's interpreter does in seconds; the harness turns the interpreter on
+A ``bench.py`` has one public function, ``cases(*, tiny: bool = False)``, that yields a :class:`Case` for each shape
+worth a figure, the most telling ones first: where time runs out the last are left out. ``tiny=True`` yields a case
+for every code path with shapes that Mosaic's interpreter does in seconds; the harness turns the interpreter on
 (``plgpu.force_gpu_interpret_mode``), so a case asks for its kernel by name in both forms.
 """
 

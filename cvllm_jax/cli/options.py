@@ -80,6 +80,10 @@ class EngineOptions:
     prefill_chunk_size: Annotated[
         int | None, _engine("Prompt tokens that are read in one step, over all requests. Default: 512.")
     ] = None
+    decode_steps: Annotated[
+        int | None,
+        _engine("Steps to run in one go while no request waits; tokens then come in groups. Default: 1."),
+    ] = None
     no_chunked_prefill: Annotated[
         bool,
         _switch_off("--no-chunked-prefill", "Read long prompts in one go. Answers that are running wait meanwhile."),
@@ -104,6 +108,14 @@ class EngineOptions:
         bool, _switch_off("--no-compilation-cache", "Do not keep compiled steps on disk for the next start.")
     ] = False
     revision: Annotated[str | None, _engine("Branch, tag or commit, for a model from the hub.")] = None
+    load_format: Annotated[
+        str | None,
+        _engine(
+            "dummy gives a model random weights, to measure speed: name a shape such as llama-3.1-8b, or a folder "
+            "of which only config.json is read. Default: auto, the model's own weights.",
+            metavar="auto|dummy",
+        ),
+    ] = None
 
     def config(self, model_path: str, progress: Progress | None = None) -> EngineConfig:
         """The engine's configuration; what is wrong with an option is a usage error."""

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from cvllm_jax.checkpoints.dummy import open_dummy, random_weights
 from cvllm_jax.checkpoints.loading import load_weights
 from cvllm_jax.config import Device, EngineConfig
 from cvllm_jax.engine.devices import find_device, mesh_of, pages_for, resolve_dtype, return_freed_memory, step_shapes
@@ -24,6 +25,7 @@ from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo
 from cvllm_jax.text import ChatTemplate, Tokenizer
+from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer
 
 __all__ = ["Loaded", "load"]
 
@@ -52,12 +54,11 @@ def load(config: EngineConfig) -> Loaded:
     asked = config.device or Device.best_available()
     device = find_device(asked)
     dtype = resolve_dtype(config.dtype, device)
-    checkpoint = open_checkpoint(config.model_path, revision=config.revision, progress=config.progress)
+    checkpoint = _open(config)
     try:
         family = family_for(checkpoint.config)
         model_config = family.config(checkpoint.config)
-        tokenizer = Tokenizer.from_checkpoint(checkpoint)
-        chat_template = ChatTemplate.from_checkpoint(checkpoint, tokenizer)
+        tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
         graph, treedef, leaves = _weights(family, model_config, checkpoint, dtype, mesh, config)
     finally:
@@ -91,6 +92,22 @@ def load(config: EngineConfig) -> Loaded:
     return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
 
 
+def _open(config: EngineConfig) -> Checkpoint:
+    if config.load_format == "auto":
+        return open_checkpoint(config.model_path, revision=config.revision, progress=config.progress)
+    if config.revision is not None:
+        raise ConfigError("a revision belongs to a hub id, and load_format is dummy", param="revision")
+    return open_dummy(config.model_path)
+
+
+def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTemplate | None]:
+    if checkpoint.format == "dummy":
+        tokenizer = byte_tokenizer(model.vocab_size)
+        return tokenizer, ChatTemplate(BYTE_CHAT_TEMPLATE, tokenizer=tokenizer)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    return tokenizer, ChatTemplate.from_checkpoint(checkpoint, tokenizer)
+
+
 def _weights(
     family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig
 ) -> tuple[Any, Any, tuple[jax.Array, ...]]:
@@ -106,6 +123,10 @@ def _weights(
         names.append(name)
         specs[name] = parameter.get_metadata("spec", P())
         structs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if checkpoint.format == "dummy":
+        shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+        weights = random_weights(structs, shardings, config.progress)
+        return graph, treedef, tuple(weights[name] for name in names)
 
     def place(name: str, array: np.ndarray) -> jax.Array:
         try:
