@@ -71,7 +71,7 @@ def _sampling_fields(rows: int) -> dict[str, tuple[tuple[int, ...], type]]:
 
 
 def _fill_sampling(
-    views: Mapping[str, np.ndarray], row: int, settings: SamplingSettings, slot: int, forbid_end: bool
+    views: Mapping[str, np.ndarray], row: int, settings: SamplingSettings, slot: int, forbid_end: int
 ) -> None:
     for name in (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
@@ -83,7 +83,9 @@ def _fill_sampling(
     views["forbid_end"][row] = forbid_end
 
 
-def _sampling_batch(fields: Mapping[str, jax.Array], position: Int[Array, "R"]) -> SamplingBatch:
+def _sampling_batch(
+    fields: Mapping[str, jax.Array], position: Int[Array, "R"], ahead: jax.Array | int = 0
+) -> SamplingBatch:
     return SamplingBatch(
         temperature=fields["temperature"],
         top_k=fields["top_k"],
@@ -95,7 +97,7 @@ def _sampling_batch(fields: Mapping[str, jax.Array], position: Int[Array, "R"]) 
         seed=lax.bitcast_convert_type(fields["seed"], jnp.uint32),
         position=position,
         slot=fields["slot"],
-        forbid_end=fields["forbid_end"] > 0,
+        forbid_end=fields["forbid_end"] > ahead,
         logprobs=fields["logprobs"] > 0,
         top_logprobs=fields["top_logprobs"] > 0,
         tracks_tokens=fields["tracks_tokens"] > 0,
@@ -104,7 +106,7 @@ def _sampling_batch(fields: Mapping[str, jax.Array], position: Int[Array, "R"]) 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLayout:
-    """One token for each of up to ``rows`` sequences; ``idle_slot`` is where padding rows point."""
+    """Some next tokens for each of up to ``rows`` sequences; ``idle_slot`` is where padding rows point."""
 
     rows: int
     table_width: int
@@ -114,7 +116,7 @@ class DecodeLayout:
     def _layout(self) -> Layout:
         R = self.rows
         return Layout(
-            {"position": ((R,), _INT), "live": ((R,), _INT), "tables": ((R, self.table_width), _INT)}
+            {"position": ((R,), _INT), "steps": ((R,), _INT), "tables": ((R, self.table_width), _INT)}
             | _sampling_fields(R)
         )
 
@@ -127,20 +129,22 @@ class DecodeLayout:
         views["slot"][:] = self.idle_slot
         for index, row in enumerate(rows):
             views["position"][index] = row.position
-            views["live"][index] = 1
+            views["steps"][index] = row.steps
             views["tables"][index, : len(row.pages)] = row.pages
             _fill_sampling(views, index, row.sampling, row.slot, row.forbid_end)
         return vector
 
-    def unpack(self, vector: Int[Array, "L"]) -> tuple[BlockBatch, SamplingBatch]:
+    def unpack(self, vector: Int[Array, "L"], ahead: jax.Array | int = 0) -> tuple[BlockBatch, SamplingBatch]:
+        """The batch of the step that is ``ahead`` steps after the first; rows that take fewer are padding in it."""
         f = self._layout().unpack(vector)
-        position, tables = f["position"], f["tables"]
+        live, tables = f["steps"] > ahead, f["tables"]
+        position = jnp.where(live, f["position"] + ahead, 0)
         page = jnp.take_along_axis(tables, (position // self.page_size)[:, None], axis=1)[:, 0]
         batch = BlockBatch(
-            positions=position, page=page, offset=position % self.page_size, tables=tables,
-            starts=position, counts=f["live"],
+            positions=position, page=jnp.where(live, page, 0), offset=position % self.page_size, tables=tables,
+            starts=position, counts=live.astype(jnp.int32),
         )  # fmt: skip
-        return batch, _sampling_batch(f, position + 1)
+        return batch, _sampling_batch(f, position + 1, ahead)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from cvllm_jax.config import Device, DType, EngineConfig
+from cvllm_jax.engine.sampler import Form
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import ModelConfig
 
 __all__ = [
     "StepShapes",
     "available_memory",
-    "compiler_options",
     "cpu_multiplies_bf16",
     "find_device",
     "mesh_of",
@@ -75,22 +75,37 @@ def resolve_dtype(dtype: DType, device: jax.Device) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShapes:
-    """Sizes that steps are compiled for."""
+    """Sizes and forms that steps are compiled for."""
 
     query_block: int
     prefill_blocks: tuple[int, ...]
+    prefill_form: Form
     decode_rows: tuple[int, ...]
+    decode_forms: tuple[Form, ...]
+    """The cheapest first; the last one serves every request."""
+    decode_steps: tuple[int, ...]
+    """Steps in one go: 1, and the setting if it is more."""
+    warm_up_runs: int
+    """How often each step runs before it is at its best."""
 
 
-def step_shapes(config: EngineConfig, device: jax.Device) -> StepShapes:
-    """Few sizes, because each is a program to compile: at most twelve steps with the one that admits sequences."""
+def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
+    """Few shapes, because each is a program to compile: at most twelve with the one that admits sequences."""
+    gpu = platform == "gpu"
     # Mosaic's tiles want 128 queries; a CPU has no tiles to fill and wastes less on the ends of prompts
-    query_block = 128 if device.platform == "gpu" else 64
-    largest = -(-config.prefill_chunk_size // query_block)
+    query_block = 128 if gpu else 64
+    forms = (Form.GREEDY, Form.STRAIGHT) if gpu else (Form.CONDITIONAL,)
+    steps = tuple(sorted({1, config.decode_steps}))
     return StepShapes(
         query_block=query_block,
-        prefill_blocks=_sizes(largest, 3),
-        decode_rows=_sizes(config.max_batch_size, 8),
+        prefill_blocks=_sizes(-(-config.prefill_chunk_size // query_block), 3),
+        prefill_form=forms[-1],
+        # a GPU waits for the weights, whatever the number of rows, and loses little by padding
+        decode_rows=_sizes(config.max_batch_size, 8 // len(forms) // len(steps)),
+        decode_forms=forms,
+        decode_steps=steps,
+        # a CUDA graph is recorded by the second run and replayed by the third
+        warm_up_runs=3 if gpu else 1,
     )
 
 
@@ -101,16 +116,6 @@ def _sizes(largest: int, count: int) -> tuple[int, ...]:
     while len(sizes) < count and sizes[-1] > 1:
         sizes.append(max(1, min(sizes[-1] - 1, round(sizes[-1] / ratio))))
     return tuple(sorted({1, *sizes} if len(sizes) < count else {1, *sizes[:-1]}))
-
-
-def compiler_options(device: jax.Device, kind: str, *, enable_cuda_graph: bool) -> dict[str, Any]:
-    """XLA's options for one kind of step, each with its reason."""
-    if device.platform == "gpu" and not enable_cuda_graph:
-        return {"xla_gpu_enable_command_buffer": ""}  # CUDA graphs are on by default
-    if device.platform == "cpu" and kind == "prefill":
-        # LLVM prefers 256-bit vectors even where there are 512-bit ones, which suit long rows of prompts
-        return {"xla_cpu_prefer_vector_width": 512}
-    return {}
 
 
 def page_bytes(model: ModelConfig, page_size: int, dtype: Any) -> int:

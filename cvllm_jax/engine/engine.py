@@ -60,9 +60,10 @@ class InferenceEngine:
             PageAllocator(settings.num_pages, prefix_caching=config.enable_prefix_caching),
             page_size=settings.page_size,
             slots=settings.max_batch_size,
-            block=settings.query_block,
+            block=settings.steps.query_block,
             prefill_budget=config.prefill_chunk_size,
             chunked=config.enable_chunked_prefill,
+            decode_steps=config.decode_steps,
             hash_root=f"{loaded.info.name} {loaded.info.dtype}".encode(),
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)

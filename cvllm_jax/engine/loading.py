@@ -64,15 +64,12 @@ def load(config: EngineConfig) -> Loaded:
     finally:
         checkpoint.close()
     num_pages, max_sequence_length = pages_for(config, model_config, device, dtype)
-    shapes = step_shapes(config, device)
     settings = RunnerSettings(
         max_batch_size=config.max_batch_size,
         max_sequence_length=max_sequence_length,
         page_size=config.page_size,
         num_pages=num_pages,
-        query_block=shapes.query_block,
-        prefill_blocks=shapes.prefill_blocks,
-        decode_rows=shapes.decode_rows,
+        steps=step_shapes(config, device.platform),
         cache_dtype=dtype,
         enable_cuda_graph=config.enable_cuda_graph,
     )

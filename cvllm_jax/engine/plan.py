@@ -52,18 +52,21 @@ class PrefillBlock:
     """The sequence's block table, as far as this block needs it."""
     choose: bool
     """Whether the block ends the known tokens, so that the next one is chosen."""
-    forbid_end: bool
+    forbid_end: int
+    """So many of the next tokens may not end the answer."""
     sampling: SamplingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeRow:
-    """One step of one sequence: its last token, which is on the device, goes to ``position``."""
+    """``steps`` steps of one sequence: its last token, which is on the device, goes to ``position``, and so on."""
 
     slot: int
     position: int
+    steps: int
     pages: tuple[int, ...]
-    forbid_end: bool
+    """The sequence's block table, with room for every step."""
+    forbid_end: int
     sampling: SamplingSettings
 
 
@@ -71,12 +74,16 @@ class DecodeRow:
 class Plan:
     admissions: tuple[Admission, ...]
     decode: tuple[DecodeRow, ...]
+    decode_steps: int
+    """Steps that the decode rows take in one go; a row may take fewer."""
     prefill: tuple[PrefillBlock, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """What a plan's step chose: one entry a decode row, and one a prefill block that chooses."""
+    """What a plan's step chose."""
 
-    decode: list[Sampled]
+    decode: list[list[Sampled]]
+    """The tokens of each row, one for each of its steps."""
     prefill: list[Sampled]
+    """One token for each block that chooses."""

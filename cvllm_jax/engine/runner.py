@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.config import Progress
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
-from cvllm_jax.engine.devices import compiler_options, return_freed_memory
+from cvllm_jax.engine.devices import StepShapes, return_freed_memory
 from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
 from cvllm_jax.engine.programs import Programs, environment_key
-from cvllm_jax.engine.sampler import SamplerState, admit, empty_state, sample
+from cvllm_jax.engine.sampler import Form, SamplerState, admit, empty_state, sample
 from cvllm_jax.engine.sequence import Sampled
+from cvllm_jax.engine.xla_options import compiler_options
 from cvllm_jax.models.layers import LayerCache
 from cvllm_jax.models.registry import Model, ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
@@ -41,12 +43,7 @@ class RunnerSettings:
     max_sequence_length: int
     page_size: int
     num_pages: int
-    query_block: int
-    """Prompt tokens of one sequence that prefill takes as a unit."""
-    prefill_blocks: tuple[int, ...]
-    """Sizes of prefill steps in blocks, ascending."""
-    decode_rows: tuple[int, ...]
-    """Sizes of decode steps in sequences, ascending."""
+    steps: StepShapes
     cache_dtype: Any
     enable_cuda_graph: bool
 
@@ -59,7 +56,7 @@ class RunnerSettings:
 class DispatchedStep:
     """A step on its way: arrays that will hold its tokens, and how the host reads them."""
 
-    decode: tuple[jax.Array, list[SamplingSettings]] | None
+    decode: tuple[jax.Array, tuple[DecodeRow, ...]] | None
     prefill: list[tuple[jax.Array, list[tuple[int, SamplingSettings]]]]
 
 
@@ -84,15 +81,16 @@ class Runner:
         key = f"{environment_key()}\n{device.platform} {device.device_kind}\n{model_key}\n{config}\n{settings}"
         self.programs = Programs(key, store)
         self._device = device
+        self._autotune_cache = None if store is None else store.parent / "autotune"
         self._decode_layouts = [
             DecodeLayout(rows, settings.table_width, settings.page_size, settings.max_batch_size)
-            for rows in settings.decode_rows
+            for rows in settings.steps.decode_rows
         ]
         self._prefill_layouts = [
             PrefillLayout(
-                blocks, settings.query_block, settings.table_width, settings.page_size, settings.max_batch_size
+                blocks, settings.steps.query_block, settings.table_width, settings.page_size, settings.max_batch_size
             )
-            for blocks in settings.prefill_blocks
+            for blocks in settings.steps.prefill_blocks
         ]
         self._admit_layout = AdmitLayout(settings.max_sequence_length, config.vocab_size, MAX_BIAS, MAX_END_TOKENS)
         self._cache: tuple[LayerCache, ...]
@@ -130,12 +128,25 @@ class Runner:
     def leaves(self) -> tuple[jax.Array, ...]:
         return self._leaves
 
-    def _decode_step(self, layout: DecodeLayout) -> Callable[..., Any]:
+    def _decode_step(self, layout: DecodeLayout, form: Form, steps: int) -> Callable[..., Any]:
         def decode(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
-            batch, sampling = layout.unpack(vector)
             model = self.model(leaves)
-            hidden, cache = model(state.last_token[sampling.slot], cache, batch)
-            state, out = sample(model.logits(hidden), state, sampling)
+
+            def step(ahead: jax.Array | int, cache: Any, state: SamplerState) -> Any:
+                batch, sampling = layout.unpack(vector, ahead)
+                hidden, cache = model(state.last_token[sampling.slot], cache, batch)
+                state, out = sample(model.logits(hidden), state, sampling, form=form)
+                return cache, state, out
+
+            if steps == 1:
+                cache, state, out = step(0, cache, state)
+                return cache, state, out[None]
+
+            def body(carry: Any, ahead: jax.Array) -> Any:
+                cache, state, out = step(ahead, *carry)
+                return (cache, state), out
+
+            (cache, state), out = lax.scan(body, (cache, state), jnp.arange(steps, dtype=jnp.int32))
             return cache, state, out
 
         return decode
@@ -145,7 +156,7 @@ class Runner:
             tokens, batch, last, sampling = layout.unpack(vector)
             model = self.model(leaves)
             hidden, cache = model(tokens, cache, batch)
-            state, out = sample(model.logits(hidden[last]), state, sampling)
+            state, out = sample(model.logits(hidden[last]), state, sampling, form=self.settings.steps.prefill_form)
             return cache, state, out
 
         return prefill
@@ -153,40 +164,51 @@ class Runner:
     def _admit_step(self, leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
         return cache, admit(state, self._admit_layout.unpack(vector))
 
-    def _program(self, kind: str, rows: int, step: Callable[..., Any], vector_size: int) -> Any:
+    def _program(self, name: str, step: Callable[..., Any], vector_size: int, *, loops: bool = False) -> Any:
         def build() -> Any:
             vector = jax.ShapeDtypeStruct((vector_size,), jnp.int32, sharding=self._replicated)
             return jax.jit(step, donate_argnums=(1, 2)).lower(self._leaves, self._cache, self._state, vector)
 
-        options = compiler_options(self._device, kind, enable_cuda_graph=self.settings.enable_cuda_graph)
-        return self.programs.get(f"{kind} {rows}", build, options)
+        options = compiler_options(
+            self._device, name.split()[0], enable_cuda_graph=self.settings.enable_cuda_graph, loops=loops,
+            autotune_cache=self._autotune_cache,
+        )  # fmt: skip
+        return self.programs.get(name, build, options)
 
-    def _decode_program(self, layout: DecodeLayout) -> Any:
-        return self._program("decode", layout.rows, self._decode_step(layout), layout.size)
+    def _decode_program(self, layout: DecodeLayout, form: Form, steps: int) -> Any:
+        name = f"decode {layout.rows}"
+        if len(self.settings.steps.decode_forms) > 1:
+            name += f" {form.value}"
+        if steps > 1:
+            name += f" x{steps}"
+        return self._program(name, self._decode_step(layout, form, steps), layout.size, loops=steps > 1)
 
     def _prefill_program(self, layout: PrefillLayout) -> Any:
-        return self._program("prefill", layout.blocks, self._prefill_step(layout), layout.size)
+        return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size)
 
     def _admit_program(self) -> Any:
-        return self._program("admit", 1, self._admit_step, self._admit_layout.size)
+        return self._program("admit", self._admit_step, self._admit_layout.size)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile or load every step and run each once, on padding."""
-        total = len(self._prefill_layouts) + len(self._decode_layouts) + 1
-
-        def report(done: int) -> None:
+        """Compile or load every step and run each on padding, until a GPU has recorded it."""
+        shapes = self.settings.steps
+        steps: list[tuple[Callable[[], Any], np.ndarray]] = [
+            (partial(self._prefill_program, layout), layout.pack([])) for layout in self._prefill_layouts
+        ]
+        steps += [
+            (partial(self._decode_program, layout, form, count), layout.pack([]))
+            for layout in self._decode_layouts
+            for form in shapes.decode_forms
+            for count in shapes.decode_steps
+        ]
+        for done, (program, vector) in enumerate(steps):
             if progress is not None:
-                progress("compiling steps", done, total)
-
-        report(0)
-        for done, prefill in enumerate(self._prefill_layouts, 1):
-            jax.block_until_ready(self._run(self._prefill_program(prefill), prefill.pack([])))
-            report(done)
-        for done, decode in enumerate(self._decode_layouts, 1 + len(self._prefill_layouts)):
-            jax.block_until_ready(self._run(self._decode_program(decode), decode.pack([])))
-            report(done)
+                progress("compiling steps", done, len(steps) + 1)
+            for _ in range(shapes.warm_up_runs):
+                jax.block_until_ready(self._run(program(), vector))
         self._admit_program()
-        report(total)
+        if progress is not None:
+            progress("compiling steps", len(steps) + 1, len(steps) + 1)
 
     def _run(self, program: Any, vector: np.ndarray) -> jax.Array:
         self._cache, self._state, out = program(
@@ -201,14 +223,18 @@ class Runner:
         for admission in plan.admissions:
             vector = jax.device_put(self._admit_layout.pack(admission), self._replicated)
             self._cache, self._state = self._admit_program()(self._leaves, self._cache, self._state, vector)
-        return DispatchedStep(self._dispatch_decode(plan.decode), self._dispatch_prefill(plan.prefill))
+        decode = self._dispatch_decode(plan.decode, plan.decode_steps)
+        return DispatchedStep(decode, self._dispatch_prefill(plan.prefill))
 
-    def _dispatch_decode(self, rows: tuple[DecodeRow, ...]) -> tuple[jax.Array, list[SamplingSettings]] | None:
+    def _dispatch_decode(
+        self, rows: tuple[DecodeRow, ...], steps: int
+    ) -> tuple[jax.Array, tuple[DecodeRow, ...]] | None:
         if not rows:
             return None
         layout = next(layout for layout in self._decode_layouts if layout.rows >= len(rows))
-        out = self._run(self._decode_program(layout), layout.pack(rows))
-        return out, [row.sampling for row in rows]
+        forms = self.settings.steps.decode_forms
+        form = next(form for form in forms if all(form.serves(row.sampling) for row in rows))
+        return self._run(self._decode_program(layout, form, steps), layout.pack(rows)), rows
 
     def _dispatch_prefill(
         self, blocks: tuple[PrefillBlock, ...]
@@ -225,11 +251,14 @@ class Runner:
 
     def read(self, step: DispatchedStep) -> StepOutput:
         """Wait for a step's tokens."""
-        decode: list[Sampled] = []
+        decode: list[list[Sampled]] = []
         if step.decode is not None:
-            out, settings = step.decode
-            rows = np.asarray(out)
-            decode = [_sampled(rows[i], s) for i, s in enumerate(settings)]
+            out, decoded = step.decode
+            chosen_rows = np.asarray(out)  # [steps, rows, C]
+            decode = [
+                [_sampled(chosen_rows[ahead, index], row.sampling) for ahead in range(row.steps)]
+                for index, row in enumerate(decoded)
+            ]
         prefill = []
         for out, chosen in step.prefill:
             rows = np.asarray(out)

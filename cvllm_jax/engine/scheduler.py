@@ -32,12 +32,13 @@ class Scheduler:
       block: tokens of one sequence that prefill takes as a unit.
       prefill_budget: prompt tokens of one step, over all sequences.
       chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
+      decode_steps: steps that running sequences take in one go while nobody waits.
       hash_root: distinguishes caches of other models and types.
     """
 
     def __init__(
         self, pages: PageAllocator, *, page_size: int, slots: int, block: int, prefill_budget: int,
-        chunked: bool = True, hash_root: bytes = b"cvllm",
+        chunked: bool = True, decode_steps: int = 1, hash_root: bytes = b"cvllm",
     ) -> None:  # fmt: skip
         self.pages = pages
         self.waiting: list[Sequence] = []
@@ -48,6 +49,7 @@ class Scheduler:
         self._block = block
         self._budget = prefill_budget
         self._chunked = chunked
+        self._decode_steps = decode_steps
         self._root = hash_root
         self._in_flight: deque[tuple[list[Sequence], list[Sequence], list[Sequence]]] = deque()
 
@@ -68,7 +70,8 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, or None if there is nothing to do before a commit or a new request."""
         preempted = self.preemptions
-        decoding, decode = self._plan_decode()
+        steps = self._steps_in_one_go()
+        decoding, decode = self._plan_decode(steps)
         admissions: list[Admission] = []
         prefilling: list[Sequence] = []
         blocks: list[PrefillBlock] = []
@@ -79,39 +82,55 @@ class Scheduler:
             return None
         choosing = [s for s, block in zip(prefilling, blocks, strict=True) if block.choose]
         self._in_flight.append((decoding, choosing, prefilling))
-        return Plan(admissions=tuple(admissions), decode=tuple(decode), prefill=tuple(blocks))
+        return Plan(admissions=tuple(admissions), decode=tuple(decode), decode_steps=steps, prefill=tuple(blocks))
 
-    def _plan_decode(self) -> tuple[list[Sequence], list[DecodeRow]]:
+    def _steps_in_one_go(self) -> int:
+        """More than one only if nobody waits for a place, a prompt or pages meanwhile."""
+        if self._decode_steps == 1 or self.waiting or not all(s.prefilled for s in self.running):
+            return 1
+        wanted = sum(self._pages_missing(s, self._steps_of(s, self._decode_steps)) for s in self.running)
+        return self._decode_steps if wanted <= self.pages.available else 1
+
+    def _steps_of(self, sequence: Sequence, steps: int) -> int:
+        return min(steps, sequence.max_tokens - sequence.num_generated)
+
+    def _pages_missing(self, sequence: Sequence, steps: int) -> int:
+        """Pages that the next tokens need beyond those that the sequence has."""
+        return max(0, -(-(sequence.computed + steps) // self._page_size) - len(sequence.pages))
+
+    def _plan_decode(self, steps: int) -> tuple[list[Sequence], list[DecodeRow]]:
         sequences: list[Sequence] = []
         rows: list[DecodeRow] = []
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or not sequence.prefilled or sequence.complete:
                 continue
-            if sequence.computed // self._page_size == len(sequence.pages) and not self._grow(sequence):
+            own_steps = self._steps_of(sequence, steps)
+            if not self._grow(sequence, self._pages_missing(sequence, own_steps)):
                 continue
             assert sequence.slot is not None
             rows.append(
                 DecodeRow(
                     slot=sequence.slot,
                     position=sequence.computed,
+                    steps=own_steps,
                     pages=tuple(sequence.pages),
-                    forbid_end=sequence.num_generated < sequence.params.min_tokens,
+                    forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
                     sampling=_settings(sequence),
                 )
             )
-            sequence.computed += 1
-            sequence.pending += 1
+            sequence.computed += own_steps
+            sequence.pending += own_steps
             sequences.append(sequence)
         return sequences, rows
 
-    def _grow(self, sequence: Sequence) -> bool:
-        """Give a running sequence one more page, taking the youngest sequence's pages if there is none left."""
-        while (page := self.pages.allocate(1)) is None:
+    def _grow(self, sequence: Sequence, count: int) -> bool:
+        """Give a running sequence more pages, taking those of the youngest sequences if there are too few."""
+        while (pages := self.pages.allocate(count)) is None:
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.pages += page
+        sequence.pages += pages
         return True
 
     def _plan_prefill(self, admissions: list[Admission], *, may_admit: bool) -> Iterator[tuple[Sequence, PrefillBlock]]:
@@ -151,7 +170,7 @@ class Scheduler:
                 tokens=tuple(sequence.tokens[start:stop]),
                 pages=tuple(sequence.pages[: -(-stop // self._page_size)]),
                 choose=choose,
-                forbid_end=sequence.num_generated < sequence.params.min_tokens,
+                forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
                 sampling=_settings(sequence),
             )
             sequence.computed = stop
@@ -195,9 +214,11 @@ class Scheduler:
     def commit(self, output: StepOutput) -> None:
         """Take the tokens of the oldest plan that is not committed. Tokens of ended requests are dropped."""
         decoding, choosing, _ = self._in_flight.popleft()
-        for sequences, chosen in ((decoding, output.decode), (choosing, output.prefill)):
-            for sequence, sampled in zip(sequences, chosen, strict=True):
+        for sequence, tokens in zip(decoding, output.decode, strict=True):
+            for sampled in tokens:
                 self._take(sequence, sampled)
+        for sequence, sampled in zip(choosing, output.prefill, strict=True):
+            self._take(sequence, sampled)
 
     def _take(self, sequence: Sequence, sampled: Sampled) -> None:
         if sequence.state is State.FINISHED:

@@ -35,9 +35,9 @@ def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 
     limit = runner.settings.max_sequence_length
     if not 0 < len(tokens) <= limit:
         raise ValueError(f"from 1 to {limit} tokens can be scored, not {len(tokens)}")
-    size, step_tokens = runner.settings.page_size, blocks * runner.settings.query_block
+    size, step_tokens = runner.settings.page_size, blocks * runner.settings.steps.query_block
     width = -(-len(tokens) // size)
-    layout = PrefillLayout(blocks, runner.settings.query_block, width, size, 0)
+    layout = PrefillLayout(blocks, runner.settings.steps.query_block, width, size, 0)
     cache = runner.new_cache(width + 1)
     program = jax.jit(partial(_score, runner, layout), donate_argnums=1)
     parts = []
@@ -46,7 +46,7 @@ def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 
         packed = [
             PrefillBlock(
                 slot=0, start=start + at, tokens=tuple(chunk[at : at + layout.block_size]),
-                pages=tuple(range(1, width + 1)), choose=False, forbid_end=False, sampling=_SETTINGS,
+                pages=tuple(range(1, width + 1)), choose=False, forbid_end=0, sampling=_SETTINGS,
             )
             for at in range(0, len(chunk), layout.block_size)
         ]  # fmt: skip

@@ -72,7 +72,7 @@ class Sequence:
     prefilled: bool = False
     """All known tokens are computed and the last one chosen is on the device: the sequence decodes."""
     pending: int = 0
-    """Tokens chosen by dispatched steps and not read yet: at most 2, as one step is dispatched ahead."""
+    """Tokens chosen by dispatched steps and not read yet."""
     registered: int = 0
     """Pages handed to the prefix cache."""
     preempted: bool = False

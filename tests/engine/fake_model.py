@@ -53,14 +53,16 @@ class FakeRunner:
         self.plans.append(plan)
         slots = [row.slot for row in plan.decode] + [block.slot for block in plan.prefill if block.choose]
         assert len(slots) == len(set(slots))
-        decode = []
-        for row in plan.decode:
-            self.write(row.pages, row.position, [self.last[row.slot]])
-            decode.append((row, row.position + 1))
+        chosen = [[] for _ in plan.decode]
+        for step in range(plan.decode_steps):
+            live = [(row, tokens) for row, tokens in zip(plan.decode, chosen, strict=True) if row.steps > step]
+            for row, _ in live:
+                self.write(row.pages, row.position + step, [self.last[row.slot]])
+            for row, tokens in live:
+                tokens.append(self.choose(row, row.position + step + 1, row.forbid_end > step))
         for block in plan.prefill:
             self.write(block.pages, block.start, block.tokens)
-        chosen = [self.choose(row, length) for row, length in decode]
-        prefill = [self.choose(b, b.start + len(b.tokens)) for b in plan.prefill if b.choose]
+        prefill = [self.choose(b, b.start + len(b.tokens), b.forbid_end > 0) for b in plan.prefill if b.choose]
         return StepOutput(decode=chosen, prefill=prefill)
 
     def write(self, pages, start, tokens):
@@ -69,9 +71,9 @@ class FakeRunner:
             assert page != PADDING_PAGE
             self.memory[page][position % self.page_size] = token
 
-    def choose(self, row, length):
+    def choose(self, row, length, forbid_end):
         known = [self.memory[row.pages[i // self.page_size]][i % self.page_size] for i in range(length)]
-        token = choose(known, row.sampling.seed[0], row.forbid_end)
+        token = choose(known, row.sampling.seed[0], forbid_end)
         self.last[row.slot] = token
         return Sampled(token)
 
@@ -87,11 +89,15 @@ class NoText:
 class Serving:
     """The engine's loop over a scheduler and a fake runner, one step at a time, ``ahead`` steps unread."""
 
-    def __init__(self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1):
+    def __init__(
+        self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1,
+        steps=1,
+    ):  # fmt: skip
         self.pool = PageAllocator(pages + 1, prefix_caching=caching)
         self.scheduler = Scheduler(
-            self.pool, page_size=page_size, slots=slots, block=block, prefill_budget=budget, chunked=chunked
-        )
+            self.pool, page_size=page_size, slots=slots, block=block, prefill_budget=budget, chunked=chunked,
+            decode_steps=steps,
+        )  # fmt: skip
         self.runner = FakeRunner(page_size, pages + 1)
         self.ahead = ahead
         self.unread = []

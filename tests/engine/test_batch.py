@@ -25,8 +25,8 @@ def check_sampling(batch, row, settings, slot, position, forbid_end):
 def test_decode_rows():
     layout = DecodeLayout(4, 6, 8, 9)
     rows = [
-        DecodeRow(slot=2, position=17, pages=(5, 3, 7), forbid_end=True, sampling=PLAIN),
-        DecodeRow(slot=0, position=8, pages=(1, 2), forbid_end=False, sampling=PLAIN),
+        DecodeRow(slot=2, position=17, steps=1, pages=(5, 3, 7), forbid_end=1, sampling=PLAIN),
+        DecodeRow(slot=0, position=8, steps=1, pages=(1, 2), forbid_end=0, sampling=PLAIN),
     ]
     vector = layout.pack(rows)
     assert vector.dtype == np.int32 and vector.shape == (layout.size,)
@@ -39,13 +39,28 @@ def test_decode_rows():
     assert sampling.slot.tolist() == [2, 0, 9, 9]
 
 
+def test_rows_of_several_steps():
+    """Each step is at the next position; a row that takes fewer steps turns into padding."""
+    layout = DecodeLayout(2, 6, 8, 9)
+    rows = [
+        DecodeRow(slot=2, position=15, steps=3, pages=(5, 3, 7), forbid_end=2, sampling=PLAIN),
+        DecodeRow(slot=0, position=8, steps=1, pages=(1, 2), forbid_end=0, sampling=PLAIN),
+    ]
+    steps = [jax.jit(layout.unpack)(layout.pack(rows), ahead) for ahead in range(3)]
+    assert [batch.positions.tolist() for batch, _ in steps] == [[15, 8], [16, 0], [17, 0]]
+    assert [batch.page.tolist() for batch, _ in steps] == [[3, 2], [7, 0], [7, 0]]
+    assert [batch.counts.tolist() for batch, _ in steps] == [[1, 1], [1, 0], [1, 0]]
+    assert [sampling.position[0] for _, sampling in steps] == [16, 17, 18]
+    assert [bool(sampling.forbid_end[0]) for _, sampling in steps] == [True, True, False]
+
+
 def test_prefill_blocks():
     layout = PrefillLayout(3, 4, 5, 2, 9)
     blocks = [
         PrefillBlock(
-            slot=1, start=3, tokens=(11, 12, 13), pages=(4, 6, 8), choose=True, forbid_end=True, sampling=PLAIN
+            slot=1, start=3, tokens=(11, 12, 13), pages=(4, 6, 8), choose=True, forbid_end=2, sampling=PLAIN
         ),
-        PrefillBlock(slot=2, start=0, tokens=(7,), pages=(3,), choose=False, forbid_end=False, sampling=PLAIN),
+        PrefillBlock(slot=2, start=0, tokens=(7,), pages=(3,), choose=False, forbid_end=0, sampling=PLAIN),
     ]  # fmt: skip
     vector = layout.pack(blocks)
     assert vector.dtype == np.int32 and vector.shape == (layout.size,)

@@ -66,18 +66,23 @@ def test_the_counter_and_the_guard_notice_compilation(tiny_model_path):
         assert engine.stats().compilations == 2
 
 
-def test_the_cache_is_updated_in_place(tiny_engine):
+@pytest.mark.parametrize("decode_steps", [1, 5])
+def test_the_cache_is_updated_in_place(make_engine, decode_steps):
     """Every step aliases the whole cache and has no room for a copy of even one layer."""
-    settings, config = tiny_engine.runner.settings, tiny_engine.runner.config
+    runner = make_engine(decode_steps=decode_steps).runner
+    settings, config = runner.settings, runner.config
+    steps = settings.steps
     layer = 2 * settings.num_pages * config.num_key_value_heads * settings.page_size * config.head_dim * 4
-    names = [f"decode {rows}" for rows in settings.decode_rows]
-    names += [f"prefill {blocks}" for blocks in settings.prefill_blocks]
+    names = [f"decode {rows}" for rows in steps.decode_rows]
+    if decode_steps > 1:
+        names += [f"{name} x{decode_steps}" for name in names]
+    names += [f"prefill {blocks}" for blocks in steps.prefill_blocks]
 
     def not_there():
         raise AssertionError("warm-up has made every step")
 
-    for name in [*names, "admit 1"]:
-        memory = tiny_engine.runner.programs.get(name, not_there).memory_analysis()
+    for name in [*names, "admit"]:
+        memory = runner.programs.get(name, not_there).memory_analysis()
         assert memory.alias_size_in_bytes >= layer * config.num_layers, name
         assert memory.temp_size_in_bytes < layer, name
 
@@ -95,7 +100,8 @@ def test_a_second_engine_loads_what_the_first_compiled(tiny_engine):
     ) as engine:  # fmt: skip
         assert engine.generate_sync([5], GenerationParams(max_tokens=3, ignore_eos=True)).tokens
     assert compiled[count:] == []
-    total = len(engine.runner.settings.decode_rows) + len(engine.runner.settings.prefill_blocks) + 1
+    steps = engine.runner.settings.steps
+    total = len(steps.decode_rows) + len(steps.prefill_blocks) + 1
     assert [stage for stage in stages if stage[0] == "compiling steps"][-1] == ("compiling steps", total, total)
 
 

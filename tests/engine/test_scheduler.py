@@ -25,14 +25,16 @@ requests = st.tuples(
 @given(
     st.lists(requests, min_size=1, max_size=9), st.integers(0, 1), st.integers(11, 24), st.integers(1, 5),
     st.sampled_from([(4, 4), (4, 8), (4, 3), (2, 16), (8, 1)]), st.booleans(), st.booleans(),
-    st.sets(st.integers(0, 25), max_size=2),
+    st.sets(st.integers(0, 25), max_size=2), st.sampled_from([1, 1, 2, 5]),
 )  # fmt: skip
-def test_every_schedule_gives_the_tokens_of_a_lone_run(wanted, ahead, pages, slots, sizes, chunked, caching, failing):
+def test_every_schedule_gives_the_tokens_of_a_lone_run(
+    wanted, ahead, pages, slots, sizes, chunked, caching, failing, steps
+):
     block, budget = sizes
     serving = Serving(
         pages=pages, page_size=PAGE, slots=slots, block=block, budget=budget, chunked=chunked, caching=caching,
-        ahead=ahead,
-    )
+        ahead=ahead, steps=steps,
+    )  # fmt: skip
     added = {}
     step = 0
     while len(added) < len(wanted) or not serving.scheduler.idle:
@@ -74,6 +76,23 @@ def test_nothing_is_generated_past_max_tokens_or_after_the_end():
     serving.run()
     assert serving.output(ended).finish_reason is FinishReason.Stop
     assert END not in serving.output(ended).tokens
+
+
+def test_steps_run_in_one_go_only_while_nobody_waits():
+    serving = Serving(slots=2, budget=100, pages=60, steps=4, ahead=0)
+    first = serving.add([1, 2], 20, ignore_eos=True)
+    serving.step()
+    assert len(serving.updates[first]) == 1  # the prompt's step
+    serving.step()
+    assert len(serving.updates[first]) == 5
+    others = [serving.add([3], 6, ignore_eos=True), serving.add([4], 2, ignore_eos=True)]
+    serving.step()  # one step beside a prompt, and while the third request waits for a place
+    serving.step()
+    assert len(serving.updates[first]) == 7
+    serving.run()
+    assert [len(serving.output(request).tokens) for request in (first, *others)] == [20, 6, 2]
+    goes = {plan.decode_steps for plan in serving.runner.plans if plan.decode}
+    assert goes == {1, 4}
 
 
 def test_running_requests_are_bounded_and_served_in_order_of_arrival():
