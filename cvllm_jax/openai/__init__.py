@@ -2,7 +2,9 @@
 
 from cvllm_jax.openai.adapter import AdapterConfig, OpenAIAdapter, model_sampling_defaults
 from cvllm_jax.openai.errors import GenerationFailedError, RequestError
+from cvllm_jax.openai.reasoning import get_reasoning_parser
 from cvllm_jax.openai.streaming import ChatCompletionStream
+from cvllm_jax.openai.tool_parsers import detect_tool_parser, get_tool_parser
 from cvllm_jax.openai.types import (
     ChatChoice,
     ChatCompletionChunk,
@@ -38,5 +40,8 @@ __all__ = [
     "TokenLogprob",
     "TopTokenLogprob",
     "Usage",
+    "detect_tool_parser",
+    "get_reasoning_parser",
+    "get_tool_parser",
     "model_sampling_defaults",
 ]

@@ -1,0 +1,112 @@
+"""gpt-oss: OpenAI's harmony format, messages on channels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.output import Output
+from cvllm_jax.openai.tool_parsers.parser import ToolParser
+from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader
+
+__all__ = ["GptOssParser"]
+
+_START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
+_END, _RETURN, _CALL = "<|end|>", "<|return|>", "<|call|>"
+_HEADER_TEXT = re.compile(r"[^\n<]*")
+_WORD = re.compile(r"[^\s<]*")
+_CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)(?=[\s<])")
+_NAMESPACE = "functions."
+
+
+class GptOssParser(ToolParser):
+    r"""``<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>`` beside other channels.
+
+    A message to a recipient is a call, named without the ``functions.`` namespace; the recipient may stand before the
+    channel or after it. Other messages on the analysis channel are reasoning, all others are content, one on a line.
+    A header that is cut before its recipient is complete says nothing and is dropped; text that is no message, such as
+    an answer without any markup, is content.
+
+    Source: "OpenAI harmony response format", github.com/openai/harmony, docs/format.md.
+    """
+
+    name = "gpt_oss"
+    handles_reasoning = True
+
+    def __init__(self, *, make_id: Callable[[], str] | None = None, reports_calls: bool = True) -> None:
+        """Without ``reports_calls`` the arguments of a call are content like any other message."""
+        super().__init__(make_id=make_id)
+        self._reports_calls = reports_calls
+
+    def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
+        content, reasoning = _Lines(output.content), _Lines(output.reasoning)
+        reader.hold()
+        # The prompt ends with the role, so the text may begin with the rest of that header.
+        yield from reader.spaces()
+        if (yield from reader.literal("to=")) is not None:
+            yield from reader.run(_WORD, str)
+            yield from reader.spaces()
+        while True:
+            if (yield from reader.peek()) == "<" and (yield from self._header(reader)):
+                header = reader.release()
+                recipient = _recipient(header) if self._reports_calls else ""
+                if recipient:
+                    output.start(recipient)
+                    sink: Sink = output.arguments
+                else:
+                    channel = _CHANNEL_NAME.search(header)
+                    lines = reasoning if channel is not None and channel[1] == "analysis" else content
+                    lines.begin()
+                    sink = lines.write
+                end = yield from reader.until((_END, _RETURN, _CALL, _START, _CHANNEL), sink)
+                if recipient and end is not None:
+                    output.finish_call()
+                yield from reader.literal(_END, _RETURN, _CALL)
+            else:
+                text = reader.release()
+                if not (yield from reader.peek()) and _begins_header(text):
+                    if self._reports_calls and (recipient := _recipient(text)):
+                        output.start(recipient)
+                else:
+                    output.content(text)
+            if (yield from reader.until((_START, _CHANNEL, _MESSAGE), output.content)) is None:
+                return
+            reader.hold()
+
+    def _header(self, reader: TextReader) -> Steps[bool]:
+        """Read up to and with the beginning of the message; False if the text is no header."""
+        while True:
+            yield from reader.run(_HEADER_TEXT, str)
+            marker = yield from reader.literal(_START, _CHANNEL, _CONSTRAIN, _MESSAGE)
+            if marker is None or marker == _MESSAGE:
+                return marker is not None
+
+
+def _recipient(header: str) -> str:
+    """The function that a message calls; empty if it is to nobody."""
+    found = _RECIPIENT.search(header)
+    name = found[1].removeprefix(_NAMESPACE) if found is not None else ""
+    return "" if name in ("assistant", "user", "all") else name
+
+
+def _begins_header(text: str) -> bool:
+    return text.lstrip().startswith((_START, _CHANNEL, _MESSAGE, "to="))
+
+
+class _Lines:
+    """Joins the texts of several messages with newlines."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._has_text = False
+        self._separator = ""
+
+    def begin(self) -> None:
+        self._separator = "\n" if self._has_text else ""
+
+    def write(self, text: str) -> None:
+        self._sink(self._separator + text)
+        self._separator = ""
+        self._has_text = True

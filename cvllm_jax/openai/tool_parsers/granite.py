@@ -1,0 +1,17 @@
+"""Granite 3: a JSON list after a marker."""
+
+from __future__ import annotations
+
+from cvllm_jax.openai.tool_parsers.json_calls import TaggedJsonParser
+
+__all__ = ["GraniteParser"]
+
+
+class GraniteParser(TaggedJsonParser):
+    """``<|tool_call|>[{"name": "f", "arguments": {"x": 1}}, ...]``; also in the tags of Granite 4.
+
+    Source: the chat template of ibm-granite/granite-3.3-8b-instruct.
+    """
+
+    name = "granite"
+    tags = (("<|tool_call|>", ""), ("<tool_call>", "</tool_call>"))

@@ -1,0 +1,33 @@
+"""Llama 3.1, 3.2, 3.3 and 4, and xLAM: JSON objects, with or without a marker."""
+
+from __future__ import annotations
+
+from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.json_calls import json_calls
+from cvllm_jax.openai.tool_parsers.output import Output
+from cvllm_jax.openai.tool_parsers.parser import ToolParser
+from cvllm_jax.openai.tool_parsers.reader import Steps, TextReader
+
+__all__ = ["Llama3JsonParser"]
+
+_MARKER = "<|python_tag|>"
+
+
+class Llama3JsonParser(ToolParser):
+    """``{"name": "f", "parameters": {"x": 1}}``, perhaps after ``<|python_tag|>``; several with ``;`` or in a list.
+
+    An object without the marker may as well be the answer: it becomes a call when its arguments begin after its
+    name, not with the name alone.
+
+    Source: the chat template of meta-llama/Llama-3.1-8B-Instruct.
+    """
+
+    name = "llama3_json"
+
+    def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
+        while (opening := (yield from reader.until((_MARKER, "{", "["), output.content))) is not None:
+            reader.hold()
+            if opening == _MARKER:
+                reader.take(len(_MARKER))
+            yield from json_calls(reader, output, eager=opening == _MARKER)
+            output.content(reader.release())
