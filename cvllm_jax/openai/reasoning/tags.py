@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cvllm_jax.openai.tool_parsers.events import fold
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ParserStream
-from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader
+from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader, discard
 
 __all__ = ["TaggedReasoning"]
 
@@ -53,7 +53,7 @@ class TaggedReasoning:
         before = reader.release()
         if opened or starts_inside:
             yield from reader.spaces()
-            yield from reader.until((self.closing,), _Trimmed(output.reasoning).write)
+            yield from reader.until((self.closing,), _Trimmed(output.reasoning).write, cut=discard)
             yield from reader.literal(self.closing)
             yield from reader.spaces()
         else:

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
-from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader
+from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader, discard
 
 __all__ = ["GptOssParser"]
 
-_START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
+_START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _END, _RETURN, _CALL = "<|end|>", "<|return|>", "<|call|>"
-_HEADER_TEXT = re.compile(r"[^\n<]*")
 _WORD = re.compile(r"[^\s<]*")
 _CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)(?=[\s<])")
+# possessive throughout, so that no text makes it slow
+_CUT_HEADER = re.compile(
+    r"\s*+(?:<\|start\|>\w*+)?+(?:\s*+to=[^\s<]*+)?+(?:<\|channel\|>\s*+\w*+)?+(?:\s*+to=[^\s<]*+)?+\s*+"
+    r"(?:<\|constrain\|>)?+\w*+(?:<\|?\w*\|?)?+"
+)
 _NAMESPACE = "functions."
 
 
@@ -46,7 +50,7 @@ class GptOssParser(ToolParser):
         # The prompt ends with the role, so the text may begin with the rest of that header.
         yield from reader.spaces()
         if (yield from reader.literal("to=")) is not None:
-            yield from reader.run(_WORD, str)
+            yield from reader.run(_WORD, discard)
             yield from reader.spaces()
         while True:
             if (yield from reader.peek()) == "<" and (yield from self._header(reader)):
@@ -60,13 +64,13 @@ class GptOssParser(ToolParser):
                     lines = reasoning if channel is not None and channel[1] == "analysis" else content
                     lines.begin()
                     sink = lines.write
-                end = yield from reader.until((_END, _RETURN, _CALL, _START, _CHANNEL), sink)
+                end = yield from reader.until((_END, _RETURN, _CALL, _START, _CHANNEL), sink, cut=discard)
                 if recipient and end is not None:
                     output.finish_call()
                 yield from reader.literal(_END, _RETURN, _CALL)
             else:
                 text = reader.release()
-                if not (yield from reader.peek()) and _begins_header(text):
+                if not (yield from reader.peek()) and "<|" in text and _CUT_HEADER.fullmatch(text):
                     if self._reports_calls and (recipient := _recipient(text)):
                         output.start(recipient)
                 else:
@@ -77,11 +81,8 @@ class GptOssParser(ToolParser):
 
     def _header(self, reader: TextReader) -> Steps[bool]:
         """Read up to and with the beginning of the message; False if the text is no header."""
-        while True:
-            yield from reader.run(_HEADER_TEXT, str)
-            marker = yield from reader.literal(_START, _CHANNEL, _CONSTRAIN, _MESSAGE)
-            if marker is None or marker == _MESSAGE:
-                return marker is not None
+        marker = yield from reader.until((_MESSAGE, "\n"), discard, cut=discard)
+        return marker == _MESSAGE and (yield from reader.literal(_MESSAGE)) is not None
 
 
 def _recipient(header: str) -> str:
@@ -89,10 +90,6 @@ def _recipient(header: str) -> str:
     found = _RECIPIENT.search(header)
     name = found[1].removeprefix(_NAMESPACE) if found is not None else ""
     return "" if name in ("assistant", "user", "all") else name
-
-
-def _begins_header(text: str) -> bool:
-    return text.lstrip().startswith((_START, _CHANNEL, _MESSAGE, "to="))
 
 
 class _Lines:

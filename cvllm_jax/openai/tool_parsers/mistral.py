@@ -57,12 +57,10 @@ class MistralParser(ToolParser):
             return
         reader.release()
         output.start("".join(name))
-        if separator == _CALL_ID:
-            yield from reader.run(_NAME, discard)
+        if separator == _CALL_ID and (yield from reader.until((_ARGUMENTS, "{", _MARKER), discard, cut=discard)):
             yield from reader.literal(_ARGUMENTS)
         yield from reader.spaces()
-        arguments = yield from reader.peek()
-        if arguments == "{" and not (yield from json_value(reader, output.arguments)):
-            return
-        if arguments:
+        following = yield from reader.peek()
+        whole = following == "{" and (yield from json_value(reader, output.arguments))
+        if whole or following not in ("", "{"):
             output.finish_call()

@@ -93,12 +93,12 @@ class _Arguments:
         if set(types) <= {"string"}:
             output.arguments('"')
             value = _StringValue(output)
-            end = yield from reader.until(ends, value.write)
+            end = yield from reader.until(ends, value.write, cut=discard)
             if end is not None:
                 output.arguments('"')
         else:
             text: list[str] = []
-            end = yield from reader.until(ends, text.append)
+            end = yield from reader.until(ends, text.append, cut=discard)
             if end is not None:
                 output.arguments(json_of("".join(text).removesuffix("\n"), types))
         yield from reader.literal(_PARAMETER_END)

@@ -99,18 +99,23 @@ class TextReader:
         """Read whitespace."""
         yield from self.run(SPACES, discard)
 
-    def until(self, markers: Sequence[str], sink: Sink) -> Steps[str | None]:
-        """Pass on text up to the first marker, which is returned and not read yet; None at the end of the text."""
+    def until(self, markers: Sequence[str], sink: Sink, *, cut: Sink | None = None) -> Steps[str | None]:
+        """Pass on text up to the first marker, which is returned and not read yet; None at the end of the text.
+
+        ``cut`` takes a marker of which the text has only the beginning at its end; without it that is text too.
+        """
         firsts = {marker[0] for marker in markers}
         while True:
             at, marker = self._find(markers)
-            waiting = len(self._text) if self._ended else self._unfinished(markers, firsts)
-            end = min(at, waiting)
+            unfinished = self._unfinished(markers, firsts) if cut is not None or not self._ended else len(self._text)
+            end = min(at, unfinished)
             if end > self._at:
                 sink(self.take(end - self._at))
-            if marker is not None and at <= waiting:
+            if marker is not None and (at <= unfinished or self._ended):
                 return marker
             if self._ended:
+                if cut is not None:
+                    cut(self.take(len(self._text) - self._at))
                 return None
             yield
 
