@@ -1,0 +1,101 @@
+"""Weights of few bits: what is stored, how to get there and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+__all__ = ["Method", "QuantizedWeight", "dequantize", "quantize"]
+
+Method = Literal["int8", "int4", "fp8"]
+
+#: Of each method the type that stores it and the largest magnitude that :func:`quantize` uses. Int4 could hold -8
+#: too; a symmetric range keeps the error of both signs alike.
+STORAGE: dict[Method, tuple[Any, float]] = {
+    "int8": (jnp.int8, 127.0),
+    "int4": (jnp.int4, 7.0),
+    "fp8": (jnp.float8_e4m3fn, 448.0),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight matrix ``values * scales`` without zero points, a pytree of two arrays.
+
+    Attributes:
+      values: ``[O, I]``, int8, int4 or float8_e4m3fn; the type says the method. Int4 is JAX's own type in the order
+        of the channels: XLA packs two into a byte of device memory, TMA copies them, and the conversion that the
+        kernels use works on eight neighbours of a register. Every value of the type is allowed, -8 and -128 too.
+      scales: ``[G, O]``, float32 or bfloat16; row g scales the input channels ``g * I / G`` to ``(g + 1) * I / G``.
+        G = 1 is one scale for an output channel. The output channels come last, because TMA copies the scales of 64
+        of them for any number of groups (the stride of ``[O, G]`` need not be a multiple of 16 bytes).
+    """
+
+    values: Num[Array, "O I"]
+    scales: Float[Array, "G O"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output channels and input channels."""
+        outputs, inputs = self.values.shape
+        return outputs, inputs
+
+    @property
+    def group_size(self) -> int | None:
+        """Input channels that share a scale; None for one scale a row."""
+        groups = self.scales.shape[0]
+        return None if groups == 1 else self.values.shape[1] // groups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory that the weight takes."""
+        values = self.values.size * bits(self.values.dtype) // 8
+        return values + self.scales.size * jnp.dtype(self.scales.dtype).itemsize
+
+
+def quantize(
+    weight: Float[Array, "O I"], method: Method, group_size: int | None = None, *, scale_dtype: Any = jnp.float32
+) -> QuantizedWeight:
+    """Round a weight to few bits, the largest magnitude of a row or a group to the largest of the type.
+
+    Arguments:
+      weight: finite; any float type. Rounding works in float32.
+      method: ``"int8"``, ``"int4"`` or ``"fp8"`` (float8_e4m3fn).
+      group_size: input channels that share a scale; None for one scale a row.
+      scale_dtype: float32, or bfloat16, which int4 in groups of 32 wants: there a float32 scale takes a quarter of
+        the bytes of its values. Values are rounded to the scale as it is stored.
+
+    Raises:
+      ValueError: the method is unknown, or the group size does not divide the input channels.
+    """
+    if method not in STORAGE:
+        raise ValueError(f"the method must be one of {', '.join(get_args(Method))}, not {method!r}")
+    outputs, inputs = weight.shape
+    size = inputs if group_size is None else group_size
+    if size < 1 or inputs % size:
+        raise ValueError(f"{inputs} input channels do not divide into groups of {size}")
+    dtype, largest = STORAGE[method]
+    grouped = weight.astype(jnp.float32).reshape(outputs, inputs // size, size)
+    scales = (jnp.abs(grouped).max(-1) / largest).astype(scale_dtype)
+    # a group of zeros, or of numbers so small that their scale is 0
+    scales = jnp.where(scales > 0, scales, jnp.ones_like(scales))
+    scaled = jnp.clip(grouped / scales[..., None].astype(jnp.float32), -largest, largest)
+    values = scaled if method == "fp8" else jnp.round(scaled)
+    return QuantizedWeight(values.reshape(outputs, inputs).astype(dtype), scales.T)
+
+
+def dequantize(weight: QuantizedWeight, dtype: Any = jnp.float32) -> Float[Array, "O I"]:
+    """The matrix that a quantised weight stands for; the product of value and scale is rounded once, to ``dtype``."""
+    (outputs, inputs), groups = weight.shape, len(weight.scales)
+    values = weight.values.astype(jnp.float32).reshape(outputs, groups, inputs // groups)
+    return (values * weight.scales.T[..., None].astype(jnp.float32)).astype(dtype).reshape(outputs, inputs)
+
+
+def bits(dtype: Any) -> int:
+    """Bits of an element in device memory."""
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).bits
