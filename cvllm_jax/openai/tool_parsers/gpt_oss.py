@@ -53,36 +53,39 @@ class GptOssParser(ToolParser):
             yield from reader.run(_WORD, discard)
             yield from reader.spaces()
         while True:
-            if (yield from reader.peek()) == "<" and (yield from self._header(reader)):
-                header = reader.release()
-                recipient = _recipient(header) if self._reports_calls else ""
-                if recipient:
-                    output.start(recipient)
-                    sink: Sink = output.arguments
-                else:
-                    channel = _CHANNEL_NAME.search(header)
-                    lines = reasoning if channel is not None and channel[1] == "analysis" else content
-                    lines.begin()
-                    sink = lines.write
-                end = yield from reader.until((_END, _RETURN, _CALL, _START, _CHANNEL), sink, cut=discard)
-                if recipient and end is not None:
+            is_message = yield from self._header(reader)
+            header = reader.release()
+            recipient = _recipient(header) if self._reports_calls else ""
+            if is_message and recipient:
+                output.start(recipient)
+                if (yield from self._body(reader, output.arguments)):
                     output.finish_call()
-                yield from reader.literal(_END, _RETURN, _CALL)
-            else:
-                text = reader.release()
-                if not (yield from reader.peek()) and "<|" in text and _CUT_HEADER.fullmatch(text):
-                    if self._reports_calls and (recipient := _recipient(text)):
-                        output.start(recipient)
-                else:
-                    output.content(text)
+            elif is_message:
+                channel = _CHANNEL_NAME.search(header)
+                lines = reasoning if channel is not None and channel[1] == "analysis" else content
+                lines.begin()
+                yield from self._body(reader, lines.write)
+            elif (yield from reader.peek()) or "<|" not in header or not _CUT_HEADER.fullmatch(header):
+                output.content(header)
+            elif recipient:
+                output.start(recipient)
             if (yield from reader.until((_START, _CHANNEL, _MESSAGE), output.content)) is None:
                 return
             reader.hold()
 
     def _header(self, reader: TextReader) -> Steps[bool]:
         """Read up to and with the beginning of the message; False if the text is no header."""
-        marker = yield from reader.until((_MESSAGE, "\n"), discard, cut=discard)
-        return marker == _MESSAGE and (yield from reader.literal(_MESSAGE)) is not None
+        marker = yield from reader.literal(_START, _CHANNEL, _MESSAGE)
+        if marker is None or marker == _MESSAGE:
+            return marker is not None
+        yield from reader.until((_MESSAGE, "\n"), discard, cut=discard)
+        return (yield from reader.literal(_MESSAGE)) is not None
+
+    def _body(self, reader: TextReader, sink: Sink) -> Steps[bool]:
+        """Pass a message on up to its end, which is read; False if the text is cut."""
+        end = yield from reader.until((_END, _RETURN, _CALL, _START, _CHANNEL), sink, cut=discard)
+        yield from reader.literal(_END, _RETURN, _CALL)
+        return end is not None
 
 
 def _recipient(header: str) -> str:
