@@ -14,7 +14,7 @@ class HopperConfig:
 
     Attributes:
       block_k: input channels of a pipeline stage: 64 (for many rows only), 128 or 256.
-      stages: stages in flight.
+      stages: stages in flight, 1 to 32.
       splits: parts that the input channels are cut into, each for thread blocks of their own; with more than one,
         partial sums in float32 go through memory.
       block_t: rows of ``x`` in a tile, 64, 128 or 256. For up to 64 rows there is one tile and this is not looked at.
@@ -31,8 +31,8 @@ class HopperConfig:
     def __post_init__(self) -> None:
         if self.block_k not in (64, 128, 256):
             raise ValueError(f"block_k must be 64, 128 or 256, not {self.block_k}")
-        if self.stages < 1:
-            raise ValueError(f"stages must be at least 1, not {self.stages}")
+        if not 1 <= self.stages <= 32:  # Mosaic has 32 barriers in an array
+            raise ValueError(f"stages must be 1 to 32, not {self.stages}")
         if self.splits < 1:
             raise ValueError(f"splits must be at least 1, not {self.splits}")
         if self.block_t not in (64, 128, 256):

@@ -80,8 +80,8 @@ def _multiply_tile(
     def share(
         x_smem: Any, values_smem: Any, scales_smem: Any, out_smem: Any, ready: Any, consumed: Any, **optional: Any
     ) -> None:
-        def fetch(step: jax.Array) -> None:
-            slot = lax.rem(step, stages)
+        def fetch(step: jax.Array | int) -> None:
+            slot = lax.rem(jnp.int32(step), stages)
             inputs = pl.ds((first + step) * block_k, block_k)
             plgpu.copy_gmem_to_smem(values_ref.at[outputs, inputs], values_smem.at[slot], ready.at[slot])
             plgpu.copy_gmem_to_smem(x_ref.at[pl.ds(block * block_t, block_t), inputs], x_smem.at[slot], ready.at[slot])
@@ -96,14 +96,13 @@ def _multiply_tile(
             if group is None:
                 plgpu.copy_gmem_to_smem(scales_ref.at[:, outputs], scales_smem.at[0], optional["scales_ready"])
 
-            def step(index: jax.Array, _: None) -> None:
-                @pl.when(index >= stages)
-                def _wait_for_the_slot() -> None:
-                    plgpu.barrier_wait(consumed.at[lax.rem(index, stages)])
-
+            def refill(index: jax.Array, _: None) -> None:
+                plgpu.barrier_wait(consumed.at[lax.rem(index, stages)])
                 fetch(index)
 
-            lax.fori_loop(0, steps, step, None)
+            for index in range(stages):
+                pl.when(index < steps)(partial(fetch, index))
+            lax.fori_loop(stages, steps, refill, None)
 
         @pl.when(warpgroup < COMPUTING)
         def _compute() -> None:
