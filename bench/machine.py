@@ -40,15 +40,18 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured; "+" if files of the packages or of bench differ from it."""
+    """The commit measured, with "+" if files of the packages or of bench differ from it; "unknown" in a bare copy."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
 
-    changed = git("status", "--porcelain", "--", "cvllm_jax", "pallas_kernels", "bench/*.py")
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--", "cvllm_jax", "pallas_kernels", "bench/*.py")
+        return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def save(name: str, result: dict[str, Any]) -> Path:

@@ -1,108 +1,132 @@
-"""Time the Hopper kernels on an SM90 GPU, against the reference and against what copying reaches in the same run.
-
-``python -m pallas_kernels.paged_attention.bench`` prints a line of JSON for each shape and refuses other devices.
-"""
+"""Cases for ``python -m bench.gpu --only kernels``: the head shape of an 8B Llama, decoding and prefill."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from pallas_kernels.paged_attention.api import choose_implementation, paged_attention
+from pallas_kernels.benchmarking import Case
+from pallas_kernels.paged_attention.api import paged_attention
+from pallas_kernels.paged_attention.config import HopperConfig
 
-__all__ = ["main"]
+__all__ = ["cases"]
 
-#: Elements of two bytes that the copy reads and writes: far more than the cache holds.
-COPIED = 2**29
-
-#: Sequences, queries of each, tokens of each, query heads, kv heads, head dim, page size; where there are several
-#: queries, the blocks of one prompt.
-Shape = tuple[int, int, int, int, int, int, int]
-
-SHAPES: tuple[Shape, ...] = (
-    (1, 1, 4096, 32, 8, 128, 16),
-    (64, 1, 1024, 32, 8, 128, 16),
-    (64, 1, 4096, 32, 8, 128, 16),
-    (64, 1, 4096, 32, 8, 128, 64),
-    (1, 1, 65536, 32, 8, 128, 16),
-    (64, 128, 8192, 32, 8, 128, 16),
-)
+QUERY_BLOCK = 128
 
 
-def main() -> None:
-    """Measure every shape; exit with one sentence where the kernels do not run."""
-    q, k, v, *_ = jax.eval_shape(partial(_inputs, *SHAPES[0]), jax.random.key(0))
-    choice = choose_implementation(q, k, v)
-    if choice.implementation != "hopper":
-        sys.exit(f"nothing to measure: {choice.reason}")
-    copied = jnp.zeros(COPIED, jnp.bfloat16)
-    copy_bandwidth = 2 * copied.nbytes / _seconds(jax.jit(lambda x: x + 1), copied)
-    _print(device=jax.devices()[0].device_kind, copy_bytes_per_second=copy_bandwidth)
-    for shape in SHAPES:
-        _measure(shape, copy_bandwidth)
+class Heads(NamedTuple):
+    query: int
+    kv: int
+    dim: int
 
 
-def _measure(shape: Shape, copy_bandwidth: float) -> None:
-    sequences, queries, length, heads, kv_heads, head_dim, page_size = shape
-    arrays = jax.jit(partial(_inputs, *shape))(jax.random.key(time.time_ns() % 2**32))
-    kernel, xla = (
-        jax.jit(partial(paged_attention, scale=head_dim**-0.5, implementation=name)) for name in ("hopper", "xla")
-    )
-    error = jnp.abs(kernel(*arrays).astype(jnp.float32) - xla(*arrays).astype(jnp.float32)).max()
-    seconds = _seconds(kernel, *arrays)
-    figures = {"seconds": seconds, "reference_seconds": _seconds(xla, *arrays), "largest_difference": float(error)}
-    if queries == 1:
-        moved = sequences * length * kv_heads * head_dim * 2 * 2
-        figures["share_of_copy_bandwidth"] = moved / seconds / copy_bandwidth
-    else:
-        # blocks of one sequence, one after another: half of the square is masked
-        figures["flops_per_second"] = 4 * (sequences * queries) ** 2 / 2 * heads * head_dim / seconds
-    _print(
-        sequences=sequences, queries=queries, length=length, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        page_size=page_size, **figures,
+HEADS, TINY_HEADS = Heads(32, 8, 128), Heads(4, 2, 64)
+
+#: As many sequences with 64 to 16,384 tokens, evenly spaced in ratio: what a busy server decodes.
+MIXED = tuple(int(64 * 256 ** (i / 63)) for i in range(64))
+
+
+def cases(*, tiny: bool = False) -> Iterator[Case]:
+    """Decoding of equal and mixed lengths, then prompts alone and behind cached tokens."""
+    if tiny:
+        yield _decode("2x64", (64, 64), 16, TINY_HEADS)
+        yield _decode("mixed", (1, 200, 65), 64, TINY_HEADS)
+        yield _prefill("128 after 128", 128, 128, 16, TINY_HEADS)
+        return
+    for page_size in (16, 64):
+        for sequences, length in ((64, 4096), (64, 1024), (1, 65536), (1, 4096)):
+            yield _decode(f"{sequences}x{length}", (length,) * sequences, page_size)
+        yield _decode("64 of 64 to 16384", MIXED, page_size)
+        yield _prefill("8192", 0, 8192, page_size)
+        yield _prefill("2048 after 6144", 6144, 2048, page_size)
+
+
+def _decode(name: str, lengths: tuple[int, ...], page_size: int, heads: Heads = HEADS) -> Case:
+    return _case(
+        f"decode {name}, page {page_size}", np.array(lengths) - 1, np.arange(len(lengths)), 1, page_size, heads,
+        bytes_moved=2 * sum(lengths) * heads.kv * heads.dim * 2, flops=0,
     )  # fmt: skip
 
 
-def _inputs(
-    sequences: int, queries: int, length: int, heads: int, kv_heads: int, head_dim: int, page_size: int, key: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Fresh arguments for ``paged_attention``: sequences of one length to decode, or the blocks of one prompt."""
-    keys = jax.random.split(key, 4)
-    pages = -(-length // page_size)
-    rows = sequences if queries == 1 else 1
-    pool = (rows * pages, kv_heads, page_size, head_dim)
-    q = jax.random.normal(keys[0], (sequences, queries, heads, head_dim), jnp.bfloat16)
-    k, v = (jax.random.normal(part, pool, jnp.bfloat16) for part in keys[1:3])
-    tables = jax.random.permutation(keys[3], rows * pages).astype(jnp.int32).reshape(rows, pages)
-    blocks = jnp.arange(sequences, dtype=jnp.int32)
-    starts = jnp.full_like(blocks, length - 1) if queries == 1 else blocks * queries
-    return q, k, v, jnp.broadcast_to(tables, (sequences, pages)), starts, jnp.full_like(blocks, queries)
+def _prefill(name: str, cached: int, new: int, page_size: int, heads: Heads = HEADS) -> Case:
+    """``new`` tokens of one prompt behind ``cached`` ones."""
+    starts = cached + np.arange(0, new, QUERY_BLOCK)
+    attended = new * cached + new * (new + 1) // 2
+    return _case(
+        f"prefill {name}, page {page_size}", starts, np.zeros_like(starts), QUERY_BLOCK, page_size, heads,
+        bytes_moved=2 * (2 * new * heads.query + 2 * (cached + new) * heads.kv) * heads.dim,
+        flops=4 * attended * heads.query * heads.dim,
+    )  # fmt: skip
 
 
-def _seconds(function: Callable[..., jax.Array], *arrays: jax.Array, repeats: int = 20, rounds: int = 5) -> float:
-    """Best mean time of a call over some rounds, after calls that compile and warm up."""
-    for _ in range(3):
-        function(*arrays).block_until_ready()
-    best = float("inf")
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            out = function(*arrays)
-        out.block_until_ready()
-        best = min(best, (time.perf_counter() - begin) / repeats)
-    return best
+def _case(
+    name: str, starts: np.ndarray, owners: np.ndarray, queries: int, page_size: int, heads: Heads, *,
+    bytes_moved: int, flops: int,
+) -> Case:  # fmt: skip
+    """Blocks of ``queries`` queries at ``starts``; block b is of sequence ``owners[b]``."""
+    ends = np.zeros(owners.max() + 1, np.int32)
+    np.maximum.at(ends, owners, starts + queries)
+    counts = -(-ends // page_size)
+    total, width = int(counts.sum()), int(counts.max())
+
+    def inputs(key: jax.Array) -> tuple[jax.Array, ...]:
+        keys = jax.random.split(key, 4)
+        pool = (total + 1, heads.kv, page_size, heads.dim)
+        q = jax.random.normal(keys[0], (len(starts), queries, heads.query, heads.dim), jnp.bfloat16)
+        k, v = (jax.random.normal(part, pool, jnp.bfloat16).at[0].set(jnp.nan) for part in keys[1:3])
+        # page 0 is nobody's; a sequence's pages lie anywhere
+        numbers = 1 + jax.random.permutation(keys[3], total).astype(jnp.int32)
+        table = np.zeros((len(ends), width), np.int32)
+        used = np.arange(width) < counts[:, None]
+        table[used] = np.arange(total)
+        tables = jnp.where(used, numbers[table], 0)[owners]
+        return q, k, v, tables, jnp.asarray(starts, jnp.int32), jnp.full(len(starts), queries, jnp.int32)
+
+    attend = partial(paged_attention, scale=heads.dim**-0.5)
+    # the interpreter takes its time for thread blocks without work
+    config = HopperConfig(thread_blocks=2) if heads is TINY_HEADS else None
+    return Case(
+        name=name,
+        inputs=inputs,
+        kernel=partial(attend, implementation="hopper", config=config),
+        reference=partial(attend, implementation="xla"),
+        bytes_moved=bytes_moved,
+        flops=flops,
+        spot_check=_error_of_some_rows,
+    )
 
 
-def _print(**figures: Any) -> None:
-    print(json.dumps(figures), flush=True)
+def _error_of_some_rows(
+    output: Float[np.ndarray, "B Q N H"],
+    q: Float[np.ndarray, "B Q N H"],
+    k_pages: Float[np.ndarray, "P K S H"],
+    v_pages: Float[np.ndarray, "P K S H"],
+    tables: Int[np.ndarray, "B W"],
+    starts: Int[np.ndarray, "B"],
+    counts: Int[Array, "B"],
+) -> float:
+    """Relative error of a few queries against softmax attention in float64."""
+    rng = np.random.default_rng(0)
+    group = q.shape[2] // k_pages.shape[1]
+    wrong = right = 0.0
+    for _ in range(16):
+        b, i, n = (int(rng.integers(size)) for size in q.shape[:3])
+        length = int(starts[b]) + i + 1
+        pages = tables[b, : -(-length // k_pages.shape[2])]
+        k, v = (_float64(pool[pages, n // group]).reshape(-1, q.shape[3])[:length] for pool in (k_pages, v_pages))
+        logits = k @ _float64(q[b, i, n]) * q.shape[3] ** -0.5
+        weights = np.exp(logits - logits.max())
+        expected = weights @ v / weights.sum()
+        wrong += float(np.square(_float64(output[b, i, n]) - expected).sum())
+        right += float(np.square(expected).sum())
+    return float(np.sqrt(wrong / right))
 
 
-if __name__ == "__main__":
-    main()
+def _float64(array: Any) -> np.ndarray:
+    return np.asarray(array, np.float32).astype(np.float64)
