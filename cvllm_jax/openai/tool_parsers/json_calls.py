@@ -86,7 +86,7 @@ class JsonCall:
         is_text = (yield from reader.peek()) == '"'
         if key == "name" and not self._name:
             name: list[str] = []
-            if not is_text or not (yield from json_text(reader, name.append)) or not "".join(name):
+            if not is_text or not (yield from json_text(reader, name.append)) or not _is_name("".join(name)):
                 return False
             self._name = "".join(name)
             if self._eager or self._has_arguments:
@@ -106,6 +106,11 @@ class JsonCall:
         self._reader.release()
         self._output.start(self._name)
         self._output.arguments("".join(self._early))
+
+
+def _is_name(text: str) -> bool:
+    """Whether ``text`` can name a tool. A string that was not closed runs on into markers and the next lines."""
+    return bool(text) and text.isprintable() and "<" not in text
 
 
 def json_calls(reader: TextReader, output: Output, *, eager: bool = True) -> Steps[Outcome]:
@@ -156,7 +161,8 @@ class TaggedJsonParser(ToolParser):
             closing = closings[opening]
             if outcome is Outcome.BROKEN and closing:
                 # What stands in the tag after a malformed call is the rest of that call.
-                yield from reader.until((closing, opening), discard)
+                if (yield from reader.until((closing, opening), discard, cut=discard)) is not None:
+                    output.finish_call()
                 reader.hold()
             if outcome is not Outcome.TEXT and closing and (yield from _close(reader, closing)):
                 continue
