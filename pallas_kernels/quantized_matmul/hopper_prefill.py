@@ -96,13 +96,18 @@ def _multiply_tile(
             if group is None:
                 plgpu.copy_gmem_to_smem(scales_ref.at[:, outputs], scales_smem.at[0], optional["scales_ready"])
 
-            def refill(index: jax.Array, _: None) -> None:
+            def wait(index: jax.Array, _: None) -> None:
                 plgpu.barrier_wait(consumed.at[lax.rem(index, stages)])
+
+            def refill(index: jax.Array, _: None) -> None:
+                wait(index, None)
                 fetch(index)
 
             for index in range(stages):
                 pl.when(index < steps)(partial(fetch, index))
             lax.fori_loop(stages, steps, refill, None)
+            # the interpreter of JAX 0.11 wants each arrival seen
+            lax.fori_loop(jnp.maximum(steps - stages, 0), steps, wait, None)
 
         @pl.when(warpgroup < COMPUTING)
         def _compute() -> None:
