@@ -1,10 +1,10 @@
 """What the Hopper kernels share: their limits, their defaults, and the way from stored weights to wgmma.
 
 The weights are the M side of wgmma, 64 output channels a warpgroup, and the rows of ``x`` the N side, so that few rows
-waste nothing: N may be 8. wgmma takes M from registers, where the weights are converted: bfloat16 holds each of their
-values, and through registers a weight costs only its own bytes of shared memory bandwidth, written once by TMA and
-read once. Through shared memory it costs 4 more (converted, written and read again): at 3.35 TB/s a multiprocessor of
-an H100 receives 14 bytes a clock, and int4 would need 28 weights times 5 bytes of the 128 a clock that it can move.
+waste nothing: N may be 8. wgmma takes M from registers, where the weights are converted; bfloat16 holds each of their
+values. So a weight's own bytes pass through shared memory twice, written by TMA and read. By way of shared memory it
+would be 4 bytes more, written and read as bfloat16: at 3.35 TB/s a multiprocessor of an H100 receives 14 bytes a
+clock, which is 28 weights in int4, and 5 bytes for each of them are more than the 128 a clock that it can move.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ channels each, and while one converts its weights the tensor cores have the othe
 
 Scales of groups multiply the weights, which are rounded to bfloat16 once more: an accumulator of 256 columns takes
 half of the registers, and a second one for the sums of the groups would not fit. The rounding is that of a weight
-stored in bfloat16, half a unit in 2**8 at most, and of either sign.
+stored in bfloat16: at most 2**-9 of it, of either sign.
 """
 
 from __future__ import annotations
