@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -29,6 +30,8 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, "N"] | None = None,
+    k_scales: Float[Array, "P K S"] | None = None,
+    v_scales: Float[Array, "P K S"] | None = None,
     implementation: Implementation = "auto",
     config: HopperConfig | None = None,
 ) -> Float[Array, "B Q N H"]:
@@ -39,7 +42,7 @@ def paged_attention(
 
     Arguments:
       q: queries, rotated; rows past ``counts[b]`` are ignored.
-      k_pages, v_pages: the cache of one layer.
+      k_pages, v_pages: the cache of one layer, in a floating type of 16 or 32 bits or in float8_e4m3fn.
       tables: page numbers of each block's sequence, in order; entries past its length are never attended to.
       starts: position of each block's first query.
       counts: valid queries of each block; 0 marks an unused block.
@@ -47,6 +50,7 @@ def paged_attention(
       window: attend to this many latest positions only, the query's own included.
       soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)`` (Gemma 2, arXiv 2408.00118).
       sinks: a logit for each head that takes part in the softmax and has no value (attention sinks).
+      k_scales, v_scales: float32; what to multiply each token's keys and values by. With a float8_e4m3fn cache only.
       implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
         :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
       config: block sizes of the Hopper kernels; None takes the defaults.
@@ -55,14 +59,19 @@ def paged_attention(
       As ``q``; rows past ``counts[b]`` are finite and meaningless.
 
     Raises:
-      ValueError: the query heads do not divide into groups, or "hopper" was asked for and does not do these shapes.
+      ValueError: the query heads do not divide into groups, the cache and its scales do not go together, or "hopper"
+        was asked for and does not do these shapes.
     """
     n_heads, kv_heads = q.shape[2], k_pages.shape[1]
     if n_heads % kv_heads:
         raise ValueError(f"{n_heads} query heads do not divide into groups for {kv_heads} kv heads")
     if implementation not in ("auto", "xla", "hopper"):
         raise ValueError(f'implementation must be "auto", "xla" or "hopper", not {implementation!r}')
-    options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
+    _check_scales(k_pages, v_pages, k_scales, v_scales)
+    options: dict[str, Any] = {
+        "scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks,
+        "k_scales": k_scales, "v_scales": v_scales,
+    }  # fmt: skip
     arrays: tuple[Any, ...] = (q, k_pages, v_pages, tables, starts, counts)
     xla = partial(reference.decode if q.shape[1] == 1 else reference.prefill, **options)
     if implementation == "xla":
@@ -79,6 +88,20 @@ def paged_attention(
         return kernel(*arrays)
     # the default device says what a program will probably run on; this says what it is compiled for
     return lax.platform_dependent(*arrays, cuda=kernel, default=xla)
+
+
+def _check_scales(k_pages: Any, v_pages: Any, k_scales: Any, v_scales: Any) -> None:
+    for name, pages, scales in (("k", k_pages, k_scales), ("v", v_pages, v_scales)):
+        quantized = pages.dtype == jnp.float8_e4m3fn
+        if quantized and scales is None:
+            raise ValueError(f"{name}_pages of float8_e4m3fn need {name}_scales")
+        if scales is None:
+            continue
+        if not quantized:
+            raise ValueError(f"{name}_scales go with {name}_pages of float8_e4m3fn, not of {pages.dtype}")
+        if scales.shape != pages.shape[:3] or scales.dtype != jnp.float32:
+            expected = f"float32 of shape {tuple(pages.shape[:3])}"
+            raise ValueError(f"{name}_scales must be {expected}, not {scales.dtype} of shape {tuple(scales.shape)}")
 
 
 def choose_implementation(

@@ -12,22 +12,22 @@ class HopperConfig:
     """Block sizes of the Hopper kernels; how to cut sequences into pieces concerns decoding alone.
 
     Attributes:
-      block_kv: tokens of a pipeline stage, 64 or 128.
-      stages: stages in flight; each holds ``2 * block_kv * H`` elements of shared memory.
+      block_kv: tokens of a pipeline stage, 64 or 128. None takes what fits the kernel, the head dim and the cache.
+      stages: stages in flight. None takes as many as shared memory has a use for.
       thread_blocks: thread blocks to cut the whole batch's work into, all kv heads together. The default is two for
         each of the 132 multiprocessors of an H100 SXM.
       min_tokens: shortest piece that a sequence is cut into, so that partial results stay few beside what they save.
     """
 
-    block_kv: int = 64
-    stages: int = 3
+    block_kv: int | None = None
+    stages: int | None = None
     thread_blocks: int = 264
     min_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.block_kv not in (64, 128):
+        if self.block_kv not in (None, 64, 128):
             raise ValueError(f"block_kv must be 64 or 128, not {self.block_kv}")
-        if self.stages < 1:
+        if self.stages is not None and self.stages < 1:
             raise ValueError(f"stages must be at least 1, not {self.stages}")
         if self.thread_blocks < 1:
             raise ValueError(f"thread_blocks must be at least 1, not {self.thread_blocks}")

@@ -1,15 +1,17 @@
-"""What the Hopper kernels share: their limits, and the walk of one warpgroup over the pages of a sequence.
+"""What the Hopper kernels share: their limits, their use of shared memory, and the arithmetic of one tile.
 
-Keys and values arrive by TMA, a copy a page, in a ring of stages; the softmax runs in float32.
+Keys and values arrive by TMA, a copy a page, in rings of stages; the softmax runs in float32.
+
+A float8 cache is widened to bfloat16, exactly, from one buffer of shared memory to another. Multiplying it as it is
+stored is not open to us: wgmma on 8-bit types takes operands that are contiguous along the summed dimension, which
+values are not, and would want queries and weights in float8 too. The scales multiply logits and weights, in float32.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.paged_attention.config import HopperConfig
 from pallas_kernels.paged_attention.reference import MASKED
 
-__all__ = ["LOG2E", "ROWS", "ROW_LAYOUT", "TILE_LAYOUT", "check", "swizzled", "walk_pages"]
+__all__ = [
+    "COLUMN_LAYOUT", "LOG2E", "ROWS", "TILE_LAYOUT", "Carry", "Ring", "Tiles", "accumulate", "barrier", "check", "drop",
+    "fetch", "initial", "logits", "matmul", "over_columns", "over_rows", "ring", "soften", "swizzled", "widen",
+]  # fmt: skip
 
 #: Rows of a wgmma tile, the smallest there is.
 ROWS = 64
@@ -28,178 +33,223 @@ ROWS = 64
 #: Logits are in units of ln 2 inside of the kernels: the hardware knows only powers of two.
 LOG2E = math.log2(math.e)
 
-#: How registers hold a tile, and a number a row of it.
+#: How registers hold a tile, and a number a row or a column of it.
 TILE_LAYOUT = plgpu.Layout.WGMMA
 ROW_LAYOUT = plgpu.Layout.WGMMA.reduce(1)
+COLUMN_LAYOUT = plgpu.Layout.WGMMA.reduce(0)
 
 #: Columns of an output accumulator: a second one of 256 columns beside the first does not fit into the registers.
 COLUMNS = 128
 
-#: Shared memory that a thread block may have, and what barriers and alignment may take of it.
-SHARED_MEMORY, RESERVED = 227 * 1024, 2048
+#: Shared memory of a multiprocessor, what each thread block on it may have, and what the system takes of that for
+#: itself (1 KB) and the kernels for barriers, reductions and alignment (4 KB at most).
+MULTIPROCESSOR, THREAD_BLOCK, RESERVED = 228 * 1024, 227 * 1024, 5 * 1024
 
 
-def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None) -> HopperConfig:
-    """The config to use for arrays of these shapes and types, or a ValueError that names the limit."""
+#: Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts of
+#: up to 128 columns.
+Carry = tuple[jax.Array, jax.Array, list[jax.Array]]
+
+
+class Tiles(NamedTuple):
+    """The sizes that a kernel is built for."""
+
+    tokens: int
+    stages: int
+
+
+def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None) -> Tiles:
+    """The sizes to use for arrays of these shapes and types, or a ValueError that names the limit."""
     N, H = q.shape[2:]
     K, S = k_pages.shape[1:3]
     if k_pages.shape != v_pages.shape:
         raise ValueError(f"keys and values must have one shape, not {k_pages.shape} and {v_pages.shape}")
+    if k_pages.dtype != v_pages.dtype:
+        raise ValueError(f"keys and values must have one type, not {k_pages.dtype} and {v_pages.dtype}")
     if k_pages.shape[3] != H:
         raise ValueError(f"queries of head dim {H} cannot attend to keys of head dim {k_pages.shape[3]}")
-    for name, array in (("queries", q), ("keys", k_pages), ("values", v_pages)):
-        if array.dtype != jnp.bfloat16:
-            raise ValueError(f"the Hopper kernels do bfloat16 only, and the {name} are {array.dtype}")
+    if q.dtype != jnp.bfloat16:
+        raise ValueError(f"the Hopper kernels do queries of bfloat16, not {q.dtype}")
+    if k_pages.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
+        raise ValueError(f"the Hopper kernels do caches of bfloat16 and float8_e4m3fn, not {k_pages.dtype}")
     if H not in (64, 128, 256):
         raise ValueError(f"the Hopper kernels do head dims 64, 128 and 256, not {H}")
     if N % K or N // K > 16:
         raise ValueError(f"the Hopper kernels do 1 to 16 query heads a kv head, not {N} for {K}")
     if S not in (16, 32, 64):
         raise ValueError(f"the Hopper kernels do pages of 16, 32 and 64 tokens, not {S}")
-    if config is None:
-        config = HopperConfig()
-        return replace(config, stages=min(config.stages, _most_stages(config.block_kv, H)))
-    if config.stages > (most := _most_stages(config.block_kv, H)):
-        raise ValueError(f"shared memory holds {most} stages of {config.block_kv} tokens, not {config.stages}")
-    return config
+
+    decoding, quantized, config = q.shape[1] == 1, k_pages.dtype != jnp.bfloat16, config or HopperConfig()
+    # long tiles keep the tensor cores busy where there are rows to fill them, and as far as registers go
+    tokens = config.block_kv or (128 if not decoding and H << quantized <= 128 else 64)
+    fixed, stage = _shared_memory(decoding, quantized, tokens, H)
+    most = (THREAD_BLOCK - RESERVED - fixed) // stage
+    if config.stages is None and most:
+        # Decoding: two thread blocks on a multiprocessor compute while the other's stages are on their way, so both
+        # should fit with two stages each or more: in bfloat16 3 of 64 heads' stages fit (24 KB + 5 x 16 KB),
+        # of 128 two (24 + 2 x 32 of 109 KB), of 256 none, which leaves two stages to a single one.
+        # Prefill: one thread block fills a multiprocessor, and a stage lasts long.
+        shared = (MULTIPROCESSOR // 2 - RESERVED - fixed) // stage if decoding else most
+        return Tiles(tokens, min(4, shared if shared >= 2 else min(most, 2)))
+    if (stages := config.stages or 1) > most:
+        raise ValueError(f"shared memory holds {most} stages of {tokens} tokens, not {stages}")
+    return Tiles(tokens, stages)
 
 
-def _most_stages(block_kv: int, head_dim: int) -> int:
-    """Pipeline stages, keys and values, that fit into shared memory beside the queries and the weights."""
-    return (SHARED_MEMORY - RESERVED - 2 * ROWS * (head_dim + block_kv)) // (4 * block_kv * head_dim)
+def _shared_memory(decoding: bool, quantized: bool, tokens: int, head_dim: int) -> tuple[int, int]:
+    """Bytes beside the stages (queries, weights, and what widened stages share), and bytes of a stage."""
+    rows, pair = ROWS if decoding else 2 * ROWS, 2 * tokens * head_dim
+    fixed = 2 * rows * (head_dim + tokens)
+    if not quantized:
+        return fixed, 2 * pair
+    scales = 2 * tokens * 4
+    return (fixed + 2 * pair, pair + scales) if decoding else (fixed, 3 * pair + 2 * scales)
 
 
-def walk_pages(
-    tables_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    *,
-    row: jax.Array,
-    head: jax.Array,
-    first_page: jax.Array,
-    steps: jax.Array,
-    end: jax.Array,
-    seen: Callable[[jax.Array], jax.Array],
-    copy_queries: Callable[[Any, Any], None],
-    sink: jax.Array | None = None,
-    config: HopperConfig,
-    scale: float,
-    soft_cap: float | None,
-) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """Attend from 64 queries to a run of pages of one sequence, inside of a kernel of one warpgroup.
+class Ring(NamedTuple):
+    """Stages of keys or of values in shared memory, the scales of a float8 cache, and their barriers."""
 
-    Arguments:
-      row: the sequence's row of the tables.
-      head: kv head.
-      first_page: index into the row.
-      steps: pipeline steps of ``block_kv`` tokens; 0 reads nothing.
-      end: the sequence's positions from here on hold anything, and their pages are not read.
-      seen: whether each row sees the positions of a ``[64, block_kv]`` tile.
-      copy_queries: starts the copy of the queries to shared memory, with one arrival at a barrier.
-      sink: a logit that every row sees and that has no value.
+    pages: Any
+    scales: Any
+    ready: Any
 
-    Returns:
-      Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts
-      of up to 128 columns.
+
+def ring(tiles: Tiles, head_dim: int, dtype: Any, *, scaled: bool, arrivals: int) -> Ring:
+    """Shared memory to allocate for a :class:`Ring`; so many arrivals fill a stage."""
+    scales = plgpu.SMEM((tiles.stages, tiles.tokens), jnp.float32) if scaled else None
+    return Ring(swizzled((tiles.stages, tiles.tokens, head_dim), dtype), scales, barrier(arrivals, tiles.stages))
+
+
+def barrier(arrivals: int, count: int = 1) -> Any:
+    """Barriers that so many arrivals complete."""
+    return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
+
+
+def fetch(
+    pool: Any, scales: Any, to: Ring, slot: jax.Array | int, pages: list[jax.Array], head: jax.Array, ready: Any = None
+) -> None:
+    """Start the copies of one stage: an arrival a page, and another for the scales of a page where there are any."""
+    S = pool.shape[2]
+    ready = to.ready.at[slot] if ready is None else ready
+    for i, page in enumerate(pages):
+        plgpu.copy_gmem_to_smem(pool.at[page, head], to.pages.at[slot, pl.ds(i * S, S)], ready)
+        if scales is not None:
+            plgpu.copy_gmem_to_smem(scales.at[page, head], to.scales.at[slot, pl.ds(i * S, S)], ready)
+
+
+def widen(stored: Any, wide: Any, used: jax.Array | None = None) -> Any:
+    """Write a float8 stage to a bfloat16 one, which comes back, zero from token ``used`` on as :func:`drop` would.
+
+    Through float32, because the hardware of SM90 widens float8 to float16 only, in a layout that reads 4 bytes at once.
     """
-    S, H = k_ref.shape[2:]
-    T, stages = config.block_kv, config.stages
-    last_page = lax.div(end - 1, S)
-    width = min(H, COLUMNS)
-
-    def walk(
-        q_smem: Any, weights_smem: Any, k_smem: Any, v_smem: Any, q_ready: Any, k_ready: Any, v_ready: Any
-    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-        def fetch(step: jax.Array | int) -> None:
-            slot = lax.rem(jnp.int32(step), stages)
-            # past the end the last page comes again: masked, and the barriers always see one arrival a page
-            pages = [tables_ref[row, jnp.minimum(first_page + step * (T // S) + i, last_page)] for i in range(T // S)]
-            for pool, smem, ready in ((k_ref, k_smem, k_ready), (v_ref, v_smem, v_ready)):
-                for i, page in enumerate(pages):
-                    plgpu.copy_gmem_to_smem(pool.at[page, head], smem.at[slot, pl.ds(i * S, S)], ready.at[slot])
-
-        def step(
-            index: jax.Array, carry: tuple[jax.Array, jax.Array, list[jax.Array]]
-        ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-            top, total, acc = carry
-            slot = lax.rem(index, stages)
-            position = first_page * S + index * T
-
-            def scores(acc_ref: Any) -> jax.Array:
-                plgpu.wgmma(acc_ref, q_smem, k_smem.at[slot].T)
-                return acc_ref[...]
-
-            plgpu.barrier_wait(k_ready.at[slot])
-            logits = pl.run_scoped(scores, _accumulator(T)) * scale
-            if soft_cap is not None:
-                logits = jnp.tanh(logits * (1 / soft_cap)) * soft_cap
-            key = position + plgpu.broadcasted_iota(jnp.int32, (ROWS, T), 1, layout=TILE_LAYOUT)
-            logits = jnp.where(seen(key), logits * LOG2E, MASKED)
-            new_top = jnp.maximum(top, logits.max(axis=1))
-            weights = jnp.exp2(logits - lax.broadcast_in_dim(new_top, (ROWS, T), [0]))
-            shrink = jnp.exp2(top - new_top)
-            # through shared memory, because the interpreter multiplies nothing from registers
-            weights_smem[...] = weights.astype(weights_smem.dtype)
-
-            plgpu.barrier_wait(v_ready.at[slot])
-
-            @pl.when(position + T > end)
-            def _drop_unused_values() -> None:
-                # what an unused place of a page holds may be anything; 0 * NaN would be NaN
-                token = position + plgpu.broadcasted_iota(jnp.int32, (T, H), 0, layout=TILE_LAYOUT)
-                values = plgpu.load(v_smem.at[slot], layout=TILE_LAYOUT)
-                v_smem[slot] = jnp.where(token < end, values, jnp.zeros_like(values))
-
-            plgpu.commit_smem()
-
-            def weigh(columns: Any, acc_ref: Any) -> jax.Array:
-                plgpu.wgmma(acc_ref, weights_smem, v_smem.at[slot, :, columns])
-                return acc_ref[...]
-
-            for i, part in enumerate(acc):
-                weighed = pl.run_scoped(partial(weigh, pl.ds(i * width, width)), _accumulator(width))
-                acc[i] = part * lax.broadcast_in_dim(shrink, part.shape, [0]) + weighed
-
-            plgpu.commit_smem()  # all warps are done with the stage
-
-            @pl.when(index + stages < steps)
-            def _refill() -> None:
-                fetch(index + stages)
-
-            return new_top, total * shrink + weights.sum(axis=1), acc
-
-        @pl.when(steps > 0)
-        def _fetch_queries() -> None:
-            copy_queries(q_smem, q_ready)
-
-        for index in range(stages):
-            pl.when(index < steps)(partial(fetch, index))
-
-        @pl.when(steps > 0)
-        def _wait_for_queries() -> None:
-            plgpu.barrier_wait(q_ready)
-
-        def fill(shape: tuple[int, ...], value: Any, layout: Any) -> jax.Array:
-            return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
-
-        top = fill((ROWS,), MASKED if sink is None else sink * LOG2E, ROW_LAYOUT)
-        total = fill((ROWS,), 0 if sink is None else 1, ROW_LAYOUT)
-        acc = [fill((ROWS, width), 0, TILE_LAYOUT) for _ in range(H // width)]
-        return lax.fori_loop(0, steps, step, (top, total, acc))
-
-    queries, weights = (swizzled((ROWS, columns), k_ref.dtype) for columns in (H, T))
-    stage = swizzled((stages, T, H), k_ref.dtype)
-    ready = plgpu.Barrier(num_arrivals=T // S, num_barriers=stages)
-    return pl.run_scoped(walk, queries, weights, stage, stage, plgpu.Barrier(), ready, ready)
+    T, H = stored.shape
+    width = min(H, 128)
+    for row in range(0, T, ROWS):
+        for column in range(0, H, width):
+            part = (pl.ds(row, ROWS), pl.ds(column, width))
+            values = plgpu.load(stored.at[part], layout=plgpu.Layout.WGMMA_UPCAST_2X)
+            values = plgpu.layout_cast(values.astype(jnp.float32).astype(wide.dtype), TILE_LAYOUT)
+            if used is not None:
+                token = row + plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=TILE_LAYOUT)
+                values = jnp.where(token < used, values, jnp.zeros_like(values))
+            wide[part] = values
+    return wide
 
 
-def _accumulator(columns: int) -> Any:
-    """A float32 tile of registers that wgmma adds to, zero at first."""
-    return plgpu.WGMMAAccumulatorRef((ROWS, columns), jnp.float32)
+def drop(values: Any, used: jax.Array) -> None:
+    """Zero a stage of values from token ``used`` on: what is there may be NaN, and 0 * NaN would be NaN, too."""
+    T, H = values.shape
+    for row in range(0, T, ROWS):
+
+        @pl.when(row + ROWS > used)
+        def _drop(row: int = row) -> None:
+            # in small parts: whoever does this may have few registers
+            for column in range(0, H, 64):
+                part = (pl.ds(row, ROWS), pl.ds(column, 64))
+                kept = plgpu.load(values.at[part], layout=TILE_LAYOUT)
+                token = row + plgpu.broadcasted_iota(jnp.int32, kept.shape, 0, layout=TILE_LAYOUT)
+                values[part] = jnp.where(token < used, kept, jnp.zeros_like(kept))
+
+
+def logits(
+    dots: jax.Array, *, scale: float, soft_cap: float | None, scales: jax.Array | None
+) -> tuple[jax.Array, float]:
+    """Logits of a tile in a unit of their own, and that unit (positive) in ln 2."""
+    if scales is not None:
+        dots *= over_columns(scales, dots.shape)
+    if soft_cap is not None:
+        return jnp.tanh(dots * (scale / soft_cap)), soft_cap * LOG2E
+    # the unit is left to the subtraction in the exponent, which does it in the same instruction
+    return (dots, scale * LOG2E) if scale > 0 else (dots * scale, LOG2E)
+
+
+def soften(
+    tile: jax.Array, unit: float, seen: jax.Array | None, top: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A step of the running softmax: the tile's weights, what earlier weights shrink by, and the new top and total.
+
+    ``top`` starts finite, so that rows that have seen nothing yet get weights of 0 and no NaN.
+    """
+    if seen is not None:
+        tile = jnp.where(seen, tile, -jnp.inf)
+    new_top = jnp.maximum(top, tile.max(axis=1) * unit)
+    weights = jnp.exp2(tile * unit - over_rows(new_top, tile.shape))
+    shrink = jnp.exp2(top - new_top)
+    return weights, shrink, new_top, total * shrink + weights.sum(axis=1)
+
+
+def matmul(a: Any, b: Any, meanwhile: Callable[[], None] | None = None) -> jax.Array:
+    """The float32 product of 64 rows and a matrix, both in shared memory; waits for it."""
+
+    def multiply(out: Any) -> jax.Array:
+        plgpu.wgmma(out, a, b)
+        if meanwhile is not None:
+            meanwhile()
+        return out[...]
+
+    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, b.shape[1]), jnp.float32))
+
+
+def accumulate(acc: list[jax.Array], shrink: jax.Array, weights: Any, values: Any) -> list[jax.Array]:
+    """Shrink the output, in parts of up to 128 columns, and add what the values weigh.
+
+    The weights come from shared memory, and the product goes to an accumulator of its own, because Mosaic's
+    interpreter multiplies neither from registers nor into what is already there.
+    """
+    width = acc[0].shape[1]
+    return [
+        part * over_rows(shrink, part.shape) + matmul(weights, values.at[:, pl.ds(i * width, width)])
+        for i, part in enumerate(acc)
+    ]
+
+
+def initial(head_dim: int, sink: jax.Array | None = None) -> Carry:
+    """Top, total and output before the first token; a sink is a logit that every row sees and that has no value."""
+    width = min(head_dim, COLUMNS)
+    top = fill((ROWS,), MASKED if sink is None else sink * LOG2E, ROW_LAYOUT)
+    total = fill((ROWS,), 0 if sink is None else 1, ROW_LAYOUT)
+    return top, total, [fill((ROWS, width), 0, TILE_LAYOUT) for _ in range(head_dim // width)]
+
+
+def over_rows(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A number a row, over the row."""
+    return lax.broadcast_in_dim(numbers, shape, [0])
+
+
+def over_columns(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A number a column, over the column."""
+    return lax.broadcast_in_dim(numbers, shape, [1])
+
+
+def fill(shape: tuple[int, ...], value: Any, layout: Any) -> jax.Array:
+    """A float32 array of one number, in registers."""
+    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
 def swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in the layout that TMA and wgmma agree on: tiles of 8 rows of 128 bytes."""
-    tile: Any = plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize))  # type: ignore[abstract]
-    swizzle: Any = plgpu.SwizzleTransform(128)  # type: ignore[abstract]
+    """Shared memory in the layout that TMA and wgmma agree on: tiles of 8 rows of 128 bytes, or of the whole row."""
+    size = jnp.dtype(dtype).itemsize
+    width = min(128, shape[-1] * size)
+    tile: Any = plgpu.TilingTransform((8, width // size))  # type: ignore[abstract]
+    swizzle: Any = plgpu.SwizzleTransform(width)  # type: ignore[abstract]
     return plgpu.SMEM(shape, dtype, transforms=(tile, swizzle))

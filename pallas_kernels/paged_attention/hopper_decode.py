@@ -3,13 +3,14 @@
 The tokens that are attended to are cut into pieces of about equal length, whatever sequence they belong to, so that
 one long sequence does not hold the batch. A thread block of one warpgroup attends from the G queries of a kv head to
 one piece and writes its running maximum, sum and unnormalised output in float32; XLA operations combine the pieces.
-The queries are the first rows of a 64-row tile: decoding waits for memory, not for arithmetic.
+The queries are the first rows of a 64-row tile: decoding waits for memory, not for arithmetic. Nor does it need a
+warpgroup for the copies: while one thread block computes, the stages of the other one on its multiprocessor arrive.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.paged_attention import hopper
 from pallas_kernels.paged_attention.config import HopperConfig
-from pallas_kernels.paged_attention.hopper import LOG2E, ROWS, check, swizzled, walk_pages
+from pallas_kernels.paged_attention.hopper import COLUMN_LAYOUT, LOG2E, ROWS, TILE_LAYOUT, Carry, Ring, Tiles
 from pallas_kernels.paged_attention.reference import MASKED
 
 __all__ = ["decode", "plan"]
@@ -37,6 +39,8 @@ def decode(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, "N"] | None = None,
+    k_scales: Float[Array, "P K S"] | None = None,
+    v_scales: Float[Array, "P K S"] | None = None,
     config: HopperConfig | None = None,
     interpret: Any = None,
 ) -> Float[Array, "B 1 N H"]:
@@ -45,23 +49,23 @@ def decode(
     Reads the pages that hold attended positions and no others, and no table entry past them.
 
     Arguments:
-      config: block sizes; None takes the defaults, with fewer stages where they would not fit.
+      config: block sizes; None takes the defaults.
       interpret: as ``plgpu.kernel``'s; ``plgpu.InterpretGPUParams()`` runs on a CPU.
 
     Raises:
       ValueError: the shapes, the types or the config are not among those that the kernel does.
     """
-    config = check(q, k_pages, v_pages, config)
+    tiles, config = hopper.check(q, k_pages, v_pages, config), config or HopperConfig()
     B, _, N, H = q.shape
     K, S = k_pages.shape[1:3]
     G = N // K
     lengths = jnp.where(counts > 0, starts + 1, 0).astype(jnp.int32)
-    owner, work = plan(lengths, page_size=S, kv_heads=K, window=window, config=config)
+    owner, work = plan(lengths, page_size=S, kv_heads=K, window=window, tokens=tiles.tokens, config=config)
     # rows up to a multiple of 8, the height of a shared-memory tile
     rows = -(-G // 8) * 8
     grouped = jnp.pad(q.reshape(B, K, G, H), ((0, 0), (0, 0), (0, rows - G), (0, 0)))
     out, top, total = plgpu.kernel(
-        partial(_attend_piece, config=config, scale=scale, window=window, soft_cap=soft_cap),
+        partial(_attend_piece, tiles=tiles, scale=scale, window=window, soft_cap=soft_cap),
         out_type=(
             jax.ShapeDtypeStruct((len(owner), K, rows, H), jnp.float32),
             jax.ShapeDtypeStruct((len(owner), K, ROWS), jnp.float32),
@@ -71,29 +75,35 @@ def decode(
         grid_names=("head", "piece"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
-    )(work, tables.astype(jnp.int32), grouped, k_pages, v_pages)
+    )(work, tables.astype(jnp.int32), grouped, (k_pages, v_pages), (k_scales, v_scales))
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, G)
     combined = _combine(owner, out[:, :, :G], top[..., :G], total[..., :G], B, sinks)
     return combined.astype(q.dtype).reshape(B, 1, N, H)
 
 
 def plan(
-    lengths: Int[Array, "B"], *, page_size: int, kv_heads: int, window: int | None, config: HopperConfig
+    lengths: Int[Array, "B"],
+    *,
+    page_size: int,
+    kv_heads: int,
+    window: int | None,
+    tokens: int,
+    config: HopperConfig,
 ) -> tuple[Int[Array, "I"], Int[Array, "I 4"]]:
-    """Cut the sequences into pieces of about equal length.
+    """Cut the sequences into pieces of about equal length, each of some pipeline steps of ``tokens``.
 
     Returns:
       owner: the sequence of each piece, B for pieces that are not used. I is B + thread_blocks / kv_heads.
       work: of each piece the sequence, the first page, the number of pipeline steps (0 if unused) and the length.
     """
     B = len(lengths)
-    pages_per_step = config.block_kv // page_size
+    pages_per_step = tokens // page_size
     low = jnp.zeros_like(lengths) if window is None else jnp.maximum(lengths - window, 0)
     first = low // page_size
     steps = -(-(-(-lengths // page_size) - first) // pages_per_step)
     # sum over b of ceil(steps[b] / longest) <= B + sum(steps) / longest <= B + target: all pieces find a place
     target = max(1, config.thread_blocks // kv_heads)
-    longest = jnp.maximum(-(-steps.sum() // target), -(-config.min_tokens // config.block_kv))
+    longest = jnp.maximum(-(-steps.sum() // target), -(-config.min_tokens // tokens))
     ends = jnp.cumsum(-(-steps // longest))
     piece = jnp.arange(B + target, dtype=jnp.int32)
     owner = jnp.searchsorted(ends, piece, side="right", method="compare_all").astype(jnp.int32)
@@ -125,26 +135,40 @@ def _combine(
     return summed / jnp.maximum(norm, 1e-30)[..., None]
 
 
+class _Memory(NamedTuple):
+    """Shared memory. A float8 cache is widened to two buffers beside the stages."""
+
+    queries: Any
+    weights: Any
+    k: Ring
+    v: Ring
+    wide: tuple[Any, Any] | None
+    queries_ready: Any
+
+
 def _attend_piece(
-    work_ref: Any, tables_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, top_ref: Any, total_ref: Any,
-    *, config: HopperConfig, scale: float, window: int | None, soft_cap: float | None,
+    work_ref: Any, tables_ref: Any, q_ref: Any, pools: Any, scales: Any, out_ref: Any, top_ref: Any, total_ref: Any,
+    *, tiles: Tiles, scale: float, window: int | None, soft_cap: float | None,
 ) -> None:  # fmt: skip
     """The kernel: one kv head of one piece."""
     head, piece = lax.axis_index("head"), lax.axis_index("piece")
-    row, first_page, steps, length = (work_ref[piece, i] for i in range(4))
-    rows = q_ref.shape[2]
-
-    def seen(key: jax.Array) -> jax.Array:
-        return key < length if window is None else (key < length) & (key >= length - window)
-
-    def copy_queries(q_smem: Any, ready: Any) -> None:
-        # the rows below keep what they held: no row's result depends on another's
-        plgpu.copy_gmem_to_smem(q_ref.at[row, head], q_smem.at[pl.ds(0, rows)], ready)
-
-    top, total, acc = walk_pages(
-        tables_ref, k_ref, v_ref, row=row, head=head, first_page=first_page, steps=steps, end=length,
-        seen=seen, copy_queries=copy_queries, config=config, scale=scale, soft_cap=soft_cap,
+    (S, H), rows, quantized = pools[0].shape[2:], q_ref.shape[2], scales[0] is not None
+    stage = hopper.ring(
+        tiles, H, pools[0].dtype, scaled=quantized, arrivals=tiles.tokens // S * (2 if quantized else 1)
     )  # fmt: skip
+    memory = _Memory(
+        queries=hopper.swizzled((ROWS, H), q_ref.dtype),
+        weights=hopper.swizzled((ROWS, tiles.tokens), q_ref.dtype),
+        k=stage,
+        v=stage,
+        wide=(hopper.swizzled((tiles.tokens, H), q_ref.dtype),) * 2 if quantized else None,
+        queries_ready=hopper.barrier(1),
+    )
+    walk = partial(
+        _walk, tables_ref, q_ref, pools, scales, head, *(work_ref[piece, i] for i in range(4)),
+        tiles=tiles, scale=scale, window=window, soft_cap=soft_cap,
+    )  # fmt: skip
+    top, total, acc = pl.run_scoped(walk, memory)
 
     def write(out_smem: Any) -> None:
         for i, part in enumerate(acc):
@@ -156,4 +180,82 @@ def _attend_piece(
         plgpu.wait_smem_to_gmem(0)
 
     # in the memory of the stages, which nobody reads any more
-    pl.run_scoped(write, swizzled((ROWS, q_ref.shape[3]), jnp.float32))
+    pl.run_scoped(write, hopper.swizzled((ROWS, H), jnp.float32))
+
+
+def _walk(
+    tables_ref: Any, q_ref: Any, pools: Any, pool_scales: Any, head: jax.Array, row: jax.Array, first_page: jax.Array,
+    steps: jax.Array, length: jax.Array, memory: _Memory,
+    *, tiles: Tiles, scale: float, window: int | None, soft_cap: float | None,
+) -> Carry:  # fmt: skip
+    """Attend from the queries of a kv head to some steps of a sequence of ``length`` tokens."""
+    (T, stages), (S, H), k, v = tiles, pools[0].shape[2:], memory.k, memory.v
+    last_page = lax.div(length - 1, S)
+
+    def pages_of(step: jax.Array | int) -> list[jax.Array]:
+        # past the end the last page comes again: masked, and the barriers always see one arrival a page
+        return [tables_ref[row, jnp.minimum(first_page + step * (T // S) + i, last_page)] for i in range(T // S)]
+
+    def fetch_keys(slot: jax.Array | int, pages: list[jax.Array]) -> None:
+        hopper.fetch(pools[0], pool_scales[0], k, slot, pages, head)
+
+    def fetch_values(slot: jax.Array | int, pages: list[jax.Array]) -> None:
+        hopper.fetch(pools[1], pool_scales[1], v, slot, pages, head)
+
+    def step(index: jax.Array, carry: Carry) -> Carry:
+        top, total, acc = carry
+        slot = lax.rem(index, stages)
+        position = first_page * S + index * T
+        # read now what the end of the step needs: page numbers are long on their way, too
+        more, pages = index + stages < steps, pages_of(index + stages)
+
+        plgpu.barrier_wait(k.ready.at[slot])
+        keys, scales = k.pages.at[slot], None
+        if memory.wide is not None:
+            scales = plgpu.load(k.scales.at[slot], layout=COLUMN_LAYOUT)
+            keys = hopper.widen(keys, memory.wide[0])
+            plgpu.commit_smem()
+        tile, unit = hopper.logits(hopper.matmul(memory.queries, keys.T), scale=scale, soft_cap=soft_cap, scales=scales)
+        key = position + plgpu.broadcasted_iota(jnp.int32, (ROWS, T), 1, layout=TILE_LAYOUT)
+        seen = key < length if window is None else (key < length) & (key >= length - window)
+        weights, shrink, top, total = hopper.soften(tile, unit, seen, top, total)
+
+        plgpu.barrier_wait(v.ready.at[slot])
+        values, used = v.pages.at[slot], length - position
+        if memory.wide is None:
+            hopper.drop(values, used)
+        else:
+            token = plgpu.broadcasted_iota(jnp.int32, (T,), 0, layout=COLUMN_LAYOUT)
+            scales = jnp.where(token < used, plgpu.load(v.scales.at[slot], layout=COLUMN_LAYOUT), 0.0)
+            weights *= hopper.over_columns(scales, weights.shape)
+            values = hopper.widen(values, memory.wide[1], used)
+        memory.weights[...] = weights.astype(memory.weights.dtype)
+        plgpu.commit_smem()  # and all warps are done with the keys, and with stages that were widened
+
+        @pl.when(more)
+        def _refill_early() -> None:
+            fetch_keys(slot, pages)
+            if memory.wide is not None:
+                fetch_values(slot, pages)
+
+        acc = hopper.accumulate(acc, shrink, memory.weights, values)
+        plgpu.commit_smem()  # all warps are done with the weights and the values
+        if memory.wide is None:
+            pl.when(more)(partial(fetch_values, slot, pages))
+        return top, total, acc
+
+    for index in range(stages):
+
+        @pl.when(index < steps)
+        def _fill(index: int = index) -> None:
+            pages = pages_of(index)
+            fetch_keys(index, pages)
+            fetch_values(index, pages)
+
+    @pl.when(steps > 0)
+    def _fetch_queries() -> None:
+        # the rows below keep what they held: no row's result depends on another's
+        plgpu.copy_gmem_to_smem(q_ref.at[row, head], memory.queries.at[pl.ds(0, q_ref.shape[2])], memory.queries_ready)
+        plgpu.barrier_wait(memory.queries_ready)
+
+    return lax.fori_loop(0, steps, step, hopper.initial(H))

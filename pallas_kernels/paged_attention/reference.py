@@ -35,6 +35,8 @@ def decode(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, "N"] | None = None,
+    k_scales: Float[Array, "P K S"] | None = None,
+    v_scales: Float[Array, "P K S"] | None = None,
 ) -> Float[Array, "B 1 N H"]:
     """One query a sequence; see :func:`pallas_kernels.paged_attention.paged_attention`.
 
@@ -47,14 +49,20 @@ def decode(
     pages, tables = _runs(tables, k_pages.shape[2], max(SHORTEST_RUN, LONGEST_RUN // B))
     width = pages * k_pages.shape[2]
 
+    def scales(table: jax.Array, pool: jax.Array) -> jax.Array:  # [B K width]
+        return pool[table].transpose(0, 2, 1, 3).reshape(B, K, width)
+
     def logits(table: jax.Array) -> jax.Array:  # [B K G width]
         k = k_pages[table].transpose(0, 2, 1, 3, 4).reshape(B, K, 1, width, H)
-        return (k.astype(jnp.float32) * grouped).sum(-1) * scale
+        dots = (k.astype(jnp.float32) * grouped).sum(-1) * scale
+        return dots if k_scales is None else dots * scales(table, k_scales)[:, :, None]
 
     def weigh(table: jax.Array, weights: jax.Array, seen: jax.Array) -> jax.Array:
         v = v_pages[table].transpose(0, 2, 1, 3, 4).reshape(B, K, width, H).astype(jnp.float32)
         # what an unused place of a page holds may be anything; 0 * NaN would be NaN
         v = jnp.where(seen[..., 0, :, None], v, 0.0)
+        if v_scales is not None:
+            weights *= jnp.where(seen[..., 0, :], scales(table, v_scales), 0.0)[:, :, None]
         return jnp.einsum("bkgs,bksh->bkgh", weights, v)
 
     out = _walk(
@@ -76,6 +84,8 @@ def prefill(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, "N"] | None = None,
+    k_scales: Float[Array, "P K S"] | None = None,
+    v_scales: Float[Array, "P K S"] | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Blocks of queries, one after another; see :func:`pallas_kernels.paged_attention.paged_attention`."""
     B, Q, N, H = q.shape
@@ -92,13 +102,22 @@ def prefill(
         def gather(page: jax.Array, pool: jax.Array) -> jax.Array:  # [K width H]
             return pool[page[0]].transpose(1, 0, 2, 3).reshape(K, width, H)
 
+        def scales(page: jax.Array, pool: jax.Array) -> jax.Array:  # [K width]
+            return pool[page[0]].transpose(1, 0, 2).reshape(K, width)
+
         def logits(page: jax.Array) -> jax.Array:  # [1 K GQ width]
             k = gather(page, k_pages)
-            return jnp.einsum("krh,ksh->krs", q_block, k, preferred_element_type=jnp.float32)[None] * scale
+            if k_scales is not None:
+                k = k.astype(q.dtype)
+            dots = jnp.einsum("krh,ksh->krs", q_block, k, preferred_element_type=jnp.float32)[None] * scale
+            return dots if k_scales is None else dots * scales(page, k_scales)[:, None]
 
         def weigh(page: jax.Array, weights: jax.Array, seen: jax.Array) -> jax.Array:
-            v = gather(page, v_pages)
-            v = jnp.where(seen[0].any(-2)[..., None], v, 0)
+            v, used = gather(page, v_pages), seen[0].any(-2)  # used: [1 width]
+            v = jnp.where(used[..., None], v, 0)
+            if v_scales is not None:
+                v = v.astype(q.dtype)
+                weights *= jnp.where(used, scales(page, v_scales), 0.0)[:, None]
             return jnp.einsum("krs,ksh->krh", weights[0].astype(v.dtype), v, preferred_element_type=jnp.float32)[None]
 
         # padding rows see what the last query sees: past that, a page holds anything, and 0 * NaN would be NaN

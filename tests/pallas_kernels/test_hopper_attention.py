@@ -6,7 +6,6 @@ pages that do not exist.
 """
 
 import itertools
-import json
 import zlib
 from functools import partial
 from types import SimpleNamespace
@@ -17,7 +16,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.paged_attention import HopperConfig, bench, choose_implementation, paged_attention, reference
+from pallas_kernels.paged_attention import HopperConfig, choose_implementation, paged_attention, reference
+from pallas_kernels.paged_attention.hopper import check as limits
 from pallas_kernels.paged_attention.hopper_decode import decode, plan
 from pallas_kernels.paged_attention.hopper_prefill import prefill
 
@@ -28,6 +28,8 @@ NO_PAGE = 10**6
 
 #: Few pieces: the interpreter takes its time for unused ones too.
 SMALL = HopperConfig(stages=2, thread_blocks=4, min_tokens=64)
+
+ONE_STAGE = HopperConfig(stages=1)
 
 
 def pool(ends, firsts, *, kv_heads, head_dim, page_size, rng):
@@ -49,7 +51,7 @@ def pool(ends, firsts, *, kv_heads, head_dim, page_size, rng):
 
 def check(
     starts, counts, *, queries, head_dim, page_size, group, kv_heads=1, window=None, soft_cap=None, sinks=False,
-    config=SMALL,
+    quantized=False, config=SMALL,
 ):  # fmt: skip
     """The kernel against the reference in float32, in the interpreter with its race detector."""
     options = f"{starts} {counts} {head_dim} {page_size} {group} {kv_heads} {window} {soft_cap} {sinks} {config}"
@@ -60,18 +62,24 @@ def check(
     q = rng.standard_normal((len(starts), queries, kv_heads * group, head_dim))
     for row, count in enumerate(counts):
         q[row, count:] = np.nan  # padding
-    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    scales = {}
+    if quantized:
+        for name, pages in (("k_scales", k), ("v_scales", v)):
+            scales[name] = jnp.asarray(np.where(np.isnan(pages).any(-1), np.nan, rng.uniform(0.1, 2, pages.shape[:3])),
+                                       jnp.float32)  # fmt: skip
+    q = jnp.asarray(q, jnp.bfloat16)
+    k, v = (jnp.asarray(x, jnp.float8_e4m3fn if quantized else jnp.bfloat16) for x in (k, v))
     starts, counts = (jnp.asarray(x, jnp.int32) for x in (starts, counts))
     sinks = jnp.asarray(rng.standard_normal(kv_heads * group), jnp.float32) if sinks else None
     kernel, expected = (decode, reference.decode) if queries == 1 else (prefill, reference.prefill)
     options = {"scale": head_dim**-0.5, "window": window, "soft_cap": soft_cap}
     interpret = plgpu.InterpretGPUParams(detect_races=True)
     got = jax.jit(partial(kernel, config=config, interpret=interpret, **options))(
-        q, k, v, jnp.asarray(tables), starts, counts, sinks=sinks
+        q, k, v, jnp.asarray(tables), starts, counts, sinks=sinks, **scales
     )
     tables = jnp.asarray(np.where(tables == NO_PAGE, 0, tables))
     want = jax.jit(partial(expected, **options))(
-        *(x.astype(jnp.float32) for x in (q, k, v)), tables, starts, counts, sinks=sinks
+        *(x.astype(jnp.float32) for x in (q, k, v)), tables, starts, counts, sinks=sinks, **scales
     )
     assert got.dtype == jnp.bfloat16 and got.shape == want.shape
     got, want = np.asarray(got, np.float32), np.asarray(want)
@@ -91,11 +99,10 @@ def check_decode(lengths=None, *, page_size, **shape):
     "case",
     [
         {"head_dim": 64, "page_size": 16, "group": 1, "kv_heads": 2},
-        {"head_dim": 64, "page_size": 64, "group": 3, "window": 1},
         {"head_dim": 128, "page_size": 16, "group": 4, "kv_heads": 2, "window": 20, "soft_cap": 5.0, "sinks": True},
-        {"head_dim": 128, "page_size": 32, "group": 16, "sinks": True},
-        {"head_dim": 128, "page_size": 64, "group": 8, "soft_cap": 5.0},
-        {"head_dim": 256, "page_size": 16, "group": 9, "window": 100},
+        {"head_dim": 256, "page_size": 64, "group": 9, "window": 100},
+        {"head_dim": 64, "page_size": 64, "group": 3, "window": 1, "quantized": True},
+        {"head_dim": 128, "page_size": 16, "group": 16, "soft_cap": 5.0, "sinks": True, "quantized": True},
     ],
     ids=str,
 )
@@ -103,59 +110,88 @@ def test_decoding_equals_the_reference(case):
     check_decode(**case)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("group", range(1, 17))
-@pytest.mark.parametrize("page_size", [16, 32, 64])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_decoding_equals_the_reference_at_every_shape(head_dim, page_size, group):
-    for window, soft_cap, sinks in [(None, None, False), (50, 5.0, True)]:
-        check_decode(
-            head_dim=head_dim, page_size=page_size, group=group, kv_heads=1 + group % 2, window=window,
-            soft_cap=soft_cap, sinks=sinks,
-        )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "case",
     [
-        {"head_dim": 64, "page_size": 16, "group": 1},
+        {"head_dim": 64, "page_size": 16, "group": 1, "config": HopperConfig(block_kv=64, stages=2)},
         {"head_dim": 128, "page_size": 64, "group": 2, "window": 40, "soft_cap": 5.0, "sinks": True},
-        {"head_dim": 256, "page_size": 16, "group": 1, "window": 1},
+        {"head_dim": 128, "page_size": 32, "group": 3, "window": 90, "quantized": True, "config": ONE_STAGE},
     ],
     ids=str,
 )
 def test_prefill_equals_the_reference(case):
     """Blocks at the start and in the middle of sequences, full, partial and unused."""
-    check([0, 33, 0], [128, 70, 0], queries=128, **case)
-    check([100, 3], [20, 1], queries=20, kv_heads=2, **case)
+    check([0, 233, 0], [128, 70, 0], queries=128, **case)
+
+
+def test_prefill_of_odd_blocks():
+    """Fewer queries than a tile has rows, an odd number of parts, several kv heads."""
+    check([100, 3], [20, 1], queries=20, kv_heads=2, head_dim=64, page_size=16, group=3)
+
+
+def abstract(head_dim, page_size, group, *, batch=8, kv_heads=4, queries=1, dtype=jnp.bfloat16, quantized=False):
+    """Shapes and types of the arguments, without scales."""
+    shape, ints = jax.ShapeDtypeStruct, jax.ShapeDtypeStruct((batch,), jnp.int32)
+    q = shape((batch, queries, kv_heads * group, head_dim), dtype)
+    pages = shape((100, kv_heads, page_size, head_dim), jnp.float8_e4m3fn if quantized else dtype)
+    return q, pages, pages, shape((batch, 40), jnp.int32), ints, ints
+
+
+def grid(decoding):
+    """Every head dim, page size and type of cache, twice; all else comes up equally often, in an order of its own."""
+    shapes = list(itertools.product((64, 128, 256), (16, 32, 64), (False, True))) * 2
+    rng = np.random.default_rng(0)
+
+    def drawn(*values):
+        return [values[i] for i in rng.permutation(len(shapes)) % len(values)]
+
+    options = {}, {"window": 50, "sinks": True}, {"soft_cap": 5.0}, {"window": 1, "soft_cap": 5.0}, {"window": 200}
+    groups, kv_heads, blocks = drawn(*range(1, 17)), drawn(1, 2), drawn(64, 128)
+    columns = zip(
+        shapes, drawn(*options), groups, kv_heads, blocks, drawn(1, 2, 3), drawn(1, 64, 256), strict=True
+    )  # fmt: skip
+    cases = []
+    for (head_dim, page_size, quantized), option, group, kv_heads, block_kv, stages, min_tokens in columns:
+        shape = {"head_dim": head_dim, "page_size": page_size, "quantized": quantized, "group": group}
+        q, k, v, *_ = abstract(head_dim, page_size, group, queries=1 if decoding else 128, quantized=quantized)
+        config = HopperConfig(block_kv=block_kv, stages=stages, thread_blocks=4, min_tokens=min_tokens)
+        if not fits(q, k, v, config):
+            config = HopperConfig(block_kv=64, stages=1, thread_blocks=4, min_tokens=min_tokens)
+        cases.append(shape | option | {"kv_heads": kv_heads, "config": config})
+    return cases
+
+
+def fits(q, k, v, config):
+    try:
+        return bool(limits(q, k, v, config))
+    except ValueError:
+        return False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", [1, 3, 16])
-@pytest.mark.parametrize("page_size", [16, 32, 64])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_prefill_equals_the_reference_at_every_shape(head_dim, page_size, group):
-    for window, soft_cap, sinks in [(None, None, False), (50, 5.0, True)]:
-        check(
-            [0, 47, 200], [64, 81, 1], queries=128, head_dim=head_dim, page_size=page_size, group=group, window=window,
-            soft_cap=soft_cap, sinks=sinks,
-        )  # fmt: skip
+@pytest.mark.parametrize("case", grid(decoding=True), ids=str)
+def test_decoding_equals_the_reference_at_every_shape(case):
+    check_decode(**case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", grid(decoding=False), ids=str)
+def test_prefill_equals_the_reference_at_every_shape(case):
+    check([0, 247, 500], [64, 81, 1], queries=128, **case)
 
 
 @pytest.mark.parametrize(
     "config",
     [
         HopperConfig(stages=1, thread_blocks=1),
-        HopperConfig(stages=3, thread_blocks=7, min_tokens=1),
-        HopperConfig(block_kv=128, stages=2, thread_blocks=3),
+        HopperConfig(block_kv=128, stages=2, thread_blocks=7, min_tokens=1),
     ],
     ids=str,
 )
 def test_pieces_and_stages_of_every_size(config):
     """Rings that go round, sequences in one piece and in many, steps with a page too many."""
     lengths = [700, 0, 129, 64, 16]
-    check_decode(lengths, head_dim=64, page_size=16, group=2, config=config)
-    check_decode(lengths, head_dim=64, page_size=16, group=2, window=300, config=config)
+    check_decode(lengths, head_dim=64, page_size=16, group=2, window=300 if config.stages == 1 else None, config=config)
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -163,10 +199,10 @@ def test_pieces_and_stages_of_every_size(config):
 def test_pieces_cover_each_page_once(lengths, window):
     page_size, config = 16, HopperConfig()
     owner, work = plan(
-        jnp.array(lengths, jnp.int32), page_size=page_size, kv_heads=8, window=window, config=config
+        jnp.array(lengths, jnp.int32), page_size=page_size, kv_heads=8, window=window, tokens=64, config=config
     )  # fmt: skip
     assert len(owner) == len(work) == len(lengths) + config.thread_blocks // 8
-    per_step = config.block_kv // page_size
+    per_step = 64 // page_size
     covered = [[] for _ in lengths]
     for piece, (row, first, steps, length) in zip(owner.tolist(), work.tolist(), strict=True):
         assert length == lengths[row] and steps >= 0 and (piece == row or steps == 0)
@@ -177,50 +213,44 @@ def test_pieces_cover_each_page_once(lengths, window):
         assert sorted(pages) == list(range(first, first + -(-needed // per_step) * per_step))
     steps = np.asarray(work[:, 2])
     even = -(-steps.sum() // (config.thread_blocks // 8))
-    assert steps.max() <= max(even, config.min_tokens // config.block_kv)
-
-
-def abstract(head_dim, page_size, group, *, batch=8, kv_heads=4, queries=1, dtype=jnp.bfloat16):
-    shape = jax.ShapeDtypeStruct
-    pages = shape((100, kv_heads, page_size, head_dim), dtype)
-    ints = shape((batch,), jnp.int32)
-    return (
-        shape((batch, queries, kv_heads * group, head_dim), dtype),
-        pages,
-        pages,
-        shape((batch, 40), jnp.int32),
-        ints,
-        ints,
-    )
+    assert steps.max() <= max(even, config.min_tokens // 64)
 
 
 def lower(arrays, **options):
-    def attend(*arrays):
-        return paged_attention(*arrays, scale=0.1, **options)
+    pages, scales = arrays[1], {}
+    if pages.dtype == jnp.float8_e4m3fn:
+        scales = {name: jax.ShapeDtypeStruct(pages.shape[:3], jnp.float32) for name in ("k_scales", "v_scales")}
 
-    return jax.jit(attend).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    def attend(*arrays, **scales):
+        return paged_attention(*arrays, scale=0.1, **scales, **options)
+
+    return jax.jit(attend).trace(*arrays, **scales).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_every_head_dim_and_page_size_lowers_for_cuda(head_dim, page_size):
-    sinks = jnp.zeros(64)
-    everything = {"window": 100, "soft_cap": 30.0, "sinks": sinks, "config": HopperConfig(stages=1)}
-    for group, queries, options in [(4, 1, {}), (16, 1, everything), (16, 128, everything)]:
-        arrays = abstract(head_dim, page_size, group, queries=queries)
+def test_every_head_dim_lowers_for_cuda(head_dim, quantized):
+    """What runs when no config is given; pages of 16 tokens are the longest programs."""
+    everything = {"window": 100, "soft_cap": 30.0, "sinks": jnp.zeros(64)}
+    for group, page_size, queries, options in [(4, 64, 1, {}), (16, 16, 1, everything), (16, 32, 128, everything)]:
+        arrays = abstract(head_dim, page_size, group, queries=queries, quantized=quantized)
         assert "mosaic_gpu" in lower(arrays, implementation="hopper", **options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", [1, 8, 9, 16])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_every_variant_lowers_for_cuda(head_dim, page_size, group):
+def test_every_variant_lowers_for_cuda(head_dim, page_size, quantized):
+    groups = itertools.cycle((1, 8, 9, 16))
     for queries, block_kv, window, soft_cap in itertools.product((1, 128), (64, 128), (None, 100), (None, 30.0)):
+        arrays = abstract(head_dim, page_size, next(groups), queries=queries, quantized=quantized)
         config = HopperConfig(block_kv=block_kv, stages=1)
-        sinks = None if soft_cap is None else jnp.zeros(4 * group)
+        if not fits(*arrays[:3], config):
+            assert queries == block_kv == 128 and head_dim * (1 + quantized) >= 256
+            continue
+        sinks = None if soft_cap is None else jnp.zeros(arrays[0].shape[2])
         options = {"window": window, "soft_cap": soft_cap, "sinks": sinks, "config": config}
-        arrays = abstract(head_dim, page_size, group, queries=queries)
         assert "mosaic_gpu" in lower(arrays, implementation="hopper", **options)
 
 
@@ -230,7 +260,8 @@ def test_every_variant_lowers_for_cuda(head_dim, page_size, group):
         (abstract(96, 16, 4), None, "head dims 64, 128 and 256, not 96"),
         (abstract(64, 8, 4), None, "pages of 16, 32 and 64 tokens, not 8"),
         (abstract(64, 16, 17), None, "1 to 16 query heads a kv head, not 68 for 4"),
-        (abstract(64, 16, 4, dtype=jnp.float32), None, "bfloat16 only, and the queries are float32"),
+        (abstract(64, 16, 4, dtype=jnp.float32), None, "queries of bfloat16, not float32"),
+        (abstract(64, 16, 4, dtype=jnp.float8_e4m3fn), None, "queries of bfloat16, not float8_e4m3fn"),
         (abstract(256, 16, 4), HopperConfig(stages=3), "shared memory holds 2 stages of 64 tokens, not 3"),
     ],
 )
@@ -264,6 +295,7 @@ def test_a_cpu_takes_xla():
         ("10.0", abstract(64, 16, 4), "xla", "compute capability 10.0"),
         ("9.0", abstract(96, 16, 4), "xla", "not 96"),
         ("9.0", abstract(64, 16, 4, queries=128), "hopper", "compute capability 9.0"),
+        ("9.0", abstract(64, 16, 4, quantized=True), "hopper", "compute capability 9.0"),
     ],
 )
 def test_only_hopper_gpus_take_the_kernel(monkeypatch, capability, arrays, implementation, reason):
@@ -280,26 +312,3 @@ def test_a_program_for_the_cpu_takes_xla_beside_a_hopper_gpu(monkeypatch):
     attend = partial(paged_attention, scale=0.1)
     text = jax.jit(attend).trace(*abstract(64, 16, 4)).lower(lowering_platforms=("cpu",)).as_text()
     assert "mosaic_gpu" not in text
-
-
-def test_the_benchmark_refuses_a_cpu():
-    with pytest.raises(SystemExit, match="nothing to measure: the device is a cpu"):
-        bench.main()
-
-
-def test_the_benchmark_measures_what_it_says(monkeypatch, capsys):
-    """On a CPU that says it is a GPU, with the reference in the kernel's place and a clock that stands still."""
-    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="a GPU")
-    monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
-    monkeypatch.setattr(bench, "SHAPES", ((2, 1, 32, 4, 2, 64, 16), (2, 16, 32, 4, 2, 64, 16)))
-    monkeypatch.setattr(
-        bench, "paged_attention", lambda *a, scale, **_: paged_attention(*a, scale=scale, implementation="xla")
-    )
-    monkeypatch.setattr(bench, "COPIED", 1000)
-    monkeypatch.setattr(bench, "_seconds", lambda *_: 0.5)
-    bench.main()
-    machine, decoding, prompt = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert machine == {"device": "a GPU", "copy_bytes_per_second": 4000 / 0.5}
-    assert decoding["largest_difference"] == prompt["largest_difference"] == 0
-    assert decoding["share_of_copy_bandwidth"] == 2 * 32 * 2 * 64 * 2 * 2 / 4000
-    assert prompt["flops_per_second"] == 32 * 32 * 2 * 4 * 64 / 0.5

@@ -50,23 +50,46 @@ class Pool:
                 self.v[page, :, : part.stop - part.start] = self.values[row][:, part]
             self.tables[row, -(-length // page_size) :] = rng.integers(0, pages)  # never attended to
 
+    def quantize(self):
+        """Rescale each token by a factor of its own and round it to float8: the pages' arrays and their scales."""
+        float8 = np.dtype(jnp.float8_e4m3fn)
+        stored, scales = [], []
+        for pages, contents in ((self.k, self.keys), (self.v, self.values)):
+            top = np.abs(pages).max(-1)
+            scale = (top / np.float32(200)).astype(np.float32)  # NaN where the pages are
+            rounded = (pages / scale[..., None]).astype(float8)
+            for row, content in enumerate(contents):
+                page_size, length = pages.shape[2], content.shape[1]
+                for index in range(-(-length // page_size)):
+                    page, part = self.tables[row, index], slice(index * page_size, min((index + 1) * page_size, length))
+                    used = slice(0, part.stop - part.start)
+                    content[:, part] = rounded[page, :, used].astype(np.float32) * scale[page, :, used, None]
+            stored.append(rounded)
+            scales.append(scale)
+        return *stored, *scales
+
 
 @partial(jax.jit, static_argnames=("window", "scale", "soft_cap"))
-def attend(q, k, v, tables, starts, counts, *, scale, window, soft_cap=None, sinks=None):
-    return paged_attention(
-        q, k, v, tables, starts, counts, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks
-    )  # fmt: skip
+def attend(q, k, v, tables, starts, counts, *, scale, window, soft_cap=None, **options):
+    return paged_attention(q, k, v, tables, starts, counts, scale=scale, window=window, soft_cap=soft_cap, **options)
 
 
-def check(pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float32, tolerance=2e-5, **options):
+def check(
+    pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float32, tolerance=2e-5, quantized=False, **options
+):  # fmt: skip
     head_dim = pool.k.shape[3]
     q = np.random.default_rng(1).standard_normal((len(starts), queries, heads, head_dim)).astype(np.float32)
     for row, count in enumerate(counts):
         q[row, count:] = np.nan  # rows of padding
     scale = head_dim**-0.5
+    if quantized:
+        k, v, k_scales, v_scales = (jnp.asarray(array) for array in pool.quantize())
+        arrays = {"k_scales": k_scales, "v_scales": v_scales}
+    else:
+        k, v, arrays = jnp.asarray(pool.k, dtype), jnp.asarray(pool.v, dtype), {}
     got = attend(
-        jnp.asarray(q, dtype), jnp.asarray(pool.k, dtype), jnp.asarray(pool.v, dtype), jnp.asarray(pool.tables),
-        jnp.asarray(starts, jnp.int32), jnp.asarray(counts, jnp.int32), scale=scale, window=window, **options,
+        jnp.asarray(q, dtype), k, v, jnp.asarray(pool.tables), jnp.asarray(starts, jnp.int32),
+        jnp.asarray(counts, jnp.int32), scale=scale, window=window, **arrays, **options,
     )  # fmt: skip
     assert got.shape == q.shape and got.dtype == dtype
     got = np.asarray(got, np.float32)
@@ -139,6 +162,34 @@ def test_bfloat16():
     pool = Pool([100, 30], kv_heads=2, head_dim=16, page_size=16, width=8)
     check(pool, [99, 29], [1, 1], queries=1, heads=4, dtype=jnp.bfloat16, tolerance=0.04)
     check(pool, [90, 20], [10, 10], queries=16, heads=4, dtype=jnp.bfloat16, tolerance=0.04)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.04)])
+def test_float8_cache(dtype, tolerance):
+    """A scale a token and kv head; NaN in unused places of pages and of scales."""
+    options = {"heads": 4, "window": 30, "soft_cap": 5.0, "sinks": np.array([-5.0, 0.0, 2.0, 4.0], np.float32)}
+    for queries in (1, 16):
+        pool = Pool([130, 0, 20, 16], kv_heads=2, head_dim=16, page_size=16, width=10)
+        starts, counts = [130 - queries, 0, 20 - queries, 16 - queries], [queries, 0, queries, queries]
+        check(pool, starts, counts, queries=queries, dtype=dtype, tolerance=tolerance, quantized=True, heads=4)
+        check(pool, starts, counts, queries=queries, dtype=dtype, tolerance=tolerance, quantized=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scales", "message"),
+    [
+        (jnp.float8_e4m3fn, None, "k_pages of float8_e4m3fn need k_scales"),
+        (jnp.float32, jnp.ones((9, 2, 16)), "k_scales go with k_pages of float8_e4m3fn, not of float32"),
+        (jnp.float8_e4m3fn, jnp.ones((9, 2, 8)), r"must be float32 of shape \(9, 2, 16\), not float32 .* \(9, 2, 8\)"),
+        (jnp.float8_e4m3fn, jnp.ones((9, 2, 16), jnp.bfloat16), "must be float32 of shape .*, not bfloat16"),
+    ],
+)
+def test_cache_and_scales_must_go_together(dtype, scales, message):
+    pages, ints = jnp.zeros((9, 2, 16, 8), dtype), jnp.ones(1, jnp.int32)
+    with pytest.raises(ValueError, match=message):
+        paged_attention(
+            jnp.ones((1, 1, 4, 8)), pages, pages, ints[None], ints, ints, scale=1, k_scales=scales, v_scales=scales
+        )
 
 
 @pytest.mark.parametrize("size", [1e4, 1e-4])
