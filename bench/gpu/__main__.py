@@ -24,7 +24,7 @@ from bench.machine import RESULTS, ROOT, commit, machine
 
 PARTS = ("kernels", "engine", "peers")
 LENGTHS = Path(__file__).parent / "conversation_lengths.json"
-MODELS = ("llama-3.2-1b", "llama-3.1-8b", "mistral-7b")
+MODELS = ("llama-3.1-8b", "llama-3.2-1b", "mistral-7b")
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy")
 
 #: What a server would run with; the longest measured prompt has 8,192 tokens.

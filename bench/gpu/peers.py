@@ -172,24 +172,24 @@ class Transformers:
                 out = model(token, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 return out.logits[:, -1:].argmax(-1)
 
-            options = {"backend": "eager"} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-            mode = {"mode": "reduce-overhead"} if self.device == "cuda" else options
-            step = torch.compile(forward, fullgraph=False, dynamic=False, **mode)
+            how: dict[str, Any] = {"mode": "reduce-overhead"} if self.device == "cuda" else {"backend": "eager"}
+            step = torch.compile(forward, dynamic=False, **how)
             position = torch.full((sequences, 1), length)
             began = time.perf_counter()
             for _ in range(steps):  # compiles, and records CUDA graphs
                 token = step(token, position).clone()
                 position = position + 1
             add(warm_up_seconds=time.perf_counter() - began)
-            if self.device == "cuda":
-                torch.cuda.synchronize()
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            token.cpu()
             began = time.perf_counter()
             for _ in range(steps):
                 token = step(token, position).clone()
                 position = position + 1
             token.cpu()
             seconds = (time.perf_counter() - began) / steps
-        add(seconds=seconds, tokens_per_second=sequences / seconds)
+            compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+        add(seconds=seconds, tokens_per_second=sequences / seconds, compiled_while_timed=compiled, graphs=graphs)
 
     def measure_conversations(self, add: Add) -> None:
         """transformers' continuous batching over the same requests with the same lengths, those of one in four."""

@@ -66,13 +66,15 @@ class _GroupRun:
                 if self.left is None:
                     self.record.note(self.group.name, error="no time was left for this group")
                 break
+            dealt_with = len(self.skip)
             failure = self._run_process(deadline)
             if failure is None:
                 break
-            if self.current is None:
+            if self.current is not None:
+                self._end("error", error=failure)
+            if len(self.skip) == dealt_with:  # another process would end in the same way
                 self.record.note(self.group.name, error=failure)
                 break
-            self._end("error", error=failure)
             if not self.left:
                 break
         for name in self.left or ():
