@@ -14,15 +14,16 @@ class HopperConfig:
     Attributes:
       block_kv: tokens of a pipeline stage, 64 or 128. None takes what fits the kernel, the head dim and the cache.
       stages: stages in flight. None takes as many as shared memory has a use for.
-      thread_blocks: thread blocks to cut the whole batch's work into, all kv heads together. The default is two for
-        each of the 132 multiprocessors of an H100 SXM.
+      thread_blocks: thread blocks to cut the whole batch's work into, all kv heads together. The default is four for
+        each of the 132 multiprocessors of an H100 SXM, which runs two at a time: the fewer turns there are, the
+        more it weighs that the last one fills only some of them.
       min_tokens: shortest piece that a sequence is cut into, so that partial results stay few beside what they save.
     """
 
     block_kv: int | None = None
     stages: int | None = None
-    thread_blocks: int = 264
-    min_tokens: int = 256
+    thread_blocks: int = 528
+    min_tokens: int = 128
 
     def __post_init__(self) -> None:
         if self.block_kv not in (None, 64, 128):

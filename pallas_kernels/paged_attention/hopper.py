@@ -41,9 +41,9 @@ COLUMN_LAYOUT = plgpu.Layout.WGMMA.reduce(0)
 #: Columns of an output accumulator: a second one of 256 columns beside the first does not fit into the registers.
 COLUMNS = 128
 
-#: Shared memory of a multiprocessor, what each thread block on it may have, and what the system takes of that for
-#: itself (1 KB) and the kernels for barriers, reductions and alignment (4 KB at most).
-MULTIPROCESSOR, THREAD_BLOCK, RESERVED = 228 * 1024, 227 * 1024, 5 * 1024
+#: Shared memory of a multiprocessor, what a thread block may have of it, and what of that comes on top of the arrays:
+#: 1 KB that the system takes for each, 2 KB for reductions, and barriers and alignment.
+MULTIPROCESSOR, THREAD_BLOCK, RESERVED = 228 * 1024, 227 * 1024, 7 * 1024
 
 
 #: Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts of
@@ -81,14 +81,15 @@ def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None
 
     decoding, quantized, config = q.shape[1] == 1, k_pages.dtype != jnp.bfloat16, config or HopperConfig()
     # long tiles keep the tensor cores busy where there are rows to fill them, and as far as registers go
-    tokens = config.block_kv or (128 if not decoding and H << quantized <= 128 else 64)
+    tokens = config.block_kv or (128 if not decoding and H * (2 if quantized else 1) <= 128 else 64)
     fixed, stage = _shared_memory(decoding, quantized, tokens, H)
     most = (THREAD_BLOCK - RESERVED - fixed) // stage
     if config.stages is None and most:
-        # Decoding: two thread blocks on a multiprocessor compute while the other's stages are on their way, so both
-        # should fit with two stages each or more: in bfloat16 3 of 64 heads' stages fit (24 KB + 5 x 16 KB),
-        # of 128 two (24 + 2 x 32 of 109 KB), of 256 none, which leaves two stages to a single one.
-        # Prefill: one thread block fills a multiprocessor, and a stage lasts long.
+        # Decoding: while one thread block computes, the other's stages are on their way, so two should fit, with two
+        # stages each. In bfloat16 that is so for head dim 64 (16 KB + 16 KB a stage) and 128 (24 KB + 32 KB a stage,
+        # 88 of 107 KB); 256 (40 KB + 64 KB a stage) is left to one thread block. In float8, where widening takes
+        # as much as a bfloat16 stage, it is so for 64 (32 + 8.5 KB) and 128 (56 + 16.5 KB).
+        # Prefill: one thread block fills a multiprocessor.
         shared = (MULTIPROCESSOR // 2 - RESERVED - fixed) // stage if decoding else most
         return Tiles(tokens, min(4, shared if shared >= 2 else min(most, 2)))
     if (stages := config.stages or 1) > most:

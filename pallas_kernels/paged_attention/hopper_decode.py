@@ -104,12 +104,14 @@ def plan(
     # sum over b of ceil(steps[b] / longest) <= B + sum(steps) / longest <= B + target: all pieces find a place
     target = max(1, config.thread_blocks // kv_heads)
     longest = jnp.maximum(-(-steps.sum() // target), -(-config.min_tokens // tokens))
-    ends = jnp.cumsum(-(-steps // longest))
+    pieces = -(-steps // longest)
+    ends = jnp.cumsum(pieces)
     piece = jnp.arange(B + target, dtype=jnp.int32)
     owner = jnp.searchsorted(ends, piece, side="right", method="compare_all").astype(jnp.int32)
     row = jnp.minimum(owner, B - 1)
-    begin = (piece - jnp.where(row > 0, ends[row - 1], 0)) * longest
-    count = jnp.where(owner < B, jnp.clip(steps[row] - begin, 0, longest), 0)
+    index, parts = piece - (ends - pieces)[row], jnp.maximum(pieces[row], 1)
+    begin, end = (part * steps[row] // parts for part in (index, index + 1))  # equal parts, not a short last one
+    count = jnp.where(owner < B, end - begin, 0)
     work = jnp.stack([row, first[row] + begin * pages_per_step, count, lengths[row]], axis=1)
     return owner, work.astype(jnp.int32)
 
