@@ -58,8 +58,8 @@ def message_stream(
     ``prompt`` is the rendered prompt, or its end: its template may have opened the reasoning already.
     """
     if tool_parser is not None and (tool_parser.handles_reasoning or reasoning is None):
-        return tool_parser.stream(tools)
+        return tool_parser.stream(tools, prompt=prompt)
     if reasoning is None:
         return _Plain()
     split = reasoning.stream(starts_inside=reasoning.starts_inside(prompt))
-    return _Stacked(split, tool_parser.stream(tools)) if tool_parser is not None else split
+    return _Stacked(split, tool_parser.stream(tools, prompt=prompt)) if tool_parser is not None else split

@@ -16,6 +16,7 @@ from cvllm_jax.openai.tool_parsers.events import (
 )
 from cvllm_jax.openai.tool_parsers.parser import ParserStream, ToolParser
 from cvllm_jax.openai.tool_parsers.registry import TOOL_PARSERS, detect_tool_parser, get_tool_parser
+from cvllm_jax.openai.tool_parsers.response_template import ResponseTemplateParser
 
 __all__ = [
     "TOOL_PARSERS",
@@ -25,6 +26,7 @@ __all__ = [
     "ParsedToolCall",
     "ParserStream",
     "ReasoningDelta",
+    "ResponseTemplateParser",
     "ToolCallArguments",
     "ToolCallStart",
     "ToolParser",

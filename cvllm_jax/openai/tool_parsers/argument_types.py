@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ArgumentTypes", "json_of"]
+__all__ = ["ArgumentTypes", "dump", "json_of"]
 
 _WORDS = {"true": "true", "1": "true", "false": "false", "0": "false"}
 
@@ -51,7 +51,12 @@ def json_of(text: str, types: Sequence[str]) -> str:
         value = _as(name, text.strip())
         if value is not None:
             return value
-    return json.dumps(text, ensure_ascii=False)
+    return dump(text)
+
+
+def dump(value: Any) -> str:
+    """JSON text of ``value``. Half a surrogate pair, which UTF-8 cannot carry, is an escape; NaN is a ValueError."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace").decode()
 
 
 def _as(name: str, text: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
 
@@ -11,9 +12,15 @@ from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
 from cvllm_jax.openai.tool_parsers.reader import Steps, TextReader, discard
 
-__all__ = ["JsonCall", "Outcome", "TaggedJsonParser", "json_calls"]
+__all__ = ["JsonCall", "Keys", "Outcome", "TaggedJsonParser", "json_calls"]
 
-_ARGUMENT_KEYS = ("arguments", "parameters")
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What a call's object has its name and its arguments under."""
+
+    name: str = "name"
+    arguments: tuple[str, ...] = ("arguments", "parameters")
 
 
 class Outcome(Enum):
@@ -36,10 +43,11 @@ class JsonCall:
     itself, a name and arguments do, or a name at which the text is cut.
     """
 
-    def __init__(self, reader: TextReader, output: Output, *, eager: bool) -> None:
+    def __init__(self, reader: TextReader, output: Output, *, eager: bool = True, keys: Keys = Keys()) -> None:
         self._reader = reader
         self._output = output
         self._eager = eager
+        self._keys = keys
         self._name = ""
         self._started = False
         self._has_arguments = False
@@ -84,7 +92,7 @@ class JsonCall:
     def _value(self, key: str) -> Steps[bool]:
         reader = self._reader
         is_text = (yield from reader.peek()) == '"'
-        if key == "name" and not self._name:
+        if key == self._keys.name and not self._name:
             name: list[str] = []
             if not is_text or not (yield from json_text(reader, name.append)) or not _is_name("".join(name)):
                 return False
@@ -92,7 +100,7 @@ class JsonCall:
             if self._eager or self._has_arguments:
                 self._start()
             return True
-        if key in _ARGUMENT_KEYS and not self._has_arguments:
+        if key in self._keys.arguments and not self._has_arguments:
             self._has_arguments = True
             if self._name and not self._started:
                 self._start()
@@ -113,7 +121,7 @@ def _is_name(text: str) -> bool:
     return bool(text) and text.isprintable() and "<" not in text
 
 
-def json_calls(reader: TextReader, output: Output, *, eager: bool = True) -> Steps[Outcome]:
+def json_calls(reader: TextReader, output: Output, *, eager: bool = True, keys: Keys = Keys()) -> Steps[Outcome]:
     """Read one call, a list of calls, or several with ``,``, ``;`` or whitespace between them.
 
     TEXT means that it does not begin with a call; what was read since the caller's ``reader.hold()`` is content.
@@ -130,7 +138,7 @@ def json_calls(reader: TextReader, output: Output, *, eager: bool = True) -> Ste
             return outcome
         if (yield from reader.peek()) != "{":
             return outcome
-        found = yield from JsonCall(reader, output, eager=eager).read()
+        found = yield from JsonCall(reader, output, eager=eager, keys=keys).read()
         if found is Outcome.TEXT or (found is Outcome.OBJECT and outcome is Outcome.TEXT):
             return outcome
         if found is Outcome.OBJECT:

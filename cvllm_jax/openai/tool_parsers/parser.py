@@ -69,8 +69,12 @@ class ToolParser(ABC):
         message = fold([*stream.feed(text), *stream.finish()])
         return message.content, list(message.tool_calls)
 
-    def stream(self, tools: Sequence[Any] = ()) -> ParserStream:
-        """A parser of one answer as it arrives. ``tools`` are OpenAI's tool objects, as dicts or models."""
+    def stream(self, tools: Sequence[Any] = (), *, prompt: str = "") -> ParserStream:
+        """A parser of one answer as it arrives.
+
+        ``tools`` are OpenAI's tool objects, as dicts or models. ``prompt`` is the rendered prompt, or its end: a few
+        formats need to know what of the answer it has begun already.
+        """
         reader, output = TextReader(), Output(self._make_id)
         steps = self.read(reader, output, ArgumentTypes(tools))
         stream = ParserStream(reader, output, steps)

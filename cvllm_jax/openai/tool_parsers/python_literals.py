@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from typing import Any
+
+from cvllm_jax.openai.tool_parsers.argument_types import dump
 
 __all__ = ["json_of_literal"]
 
@@ -22,9 +23,9 @@ def json_of_literal(source: str) -> str:
     source = source.strip()
     try:
         value = _value(ast.parse(_ESCAPE.sub(_plain_escape, source), mode="eval").body)
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return dump(value)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return json.dumps(source, ensure_ascii=False)
+        return dump(source)
 
 
 def _plain_escape(match: re.Match[str]) -> str:
@@ -35,8 +36,6 @@ def _plain_escape(match: re.Match[str]) -> str:
 def _value(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=str() | int() | float() | None as value):
-            if isinstance(value, str) and any("\ud800" <= char < "\ue000" for char in value):
-                raise ValueError("half a surrogate pair is no text")
             return value
         case ast.Name(id=("true" | "false" | "null") as word):
             return _JSON_WORDS[word]

@@ -16,6 +16,7 @@ from cvllm_jax.openai.tool_parsers.parser import ToolParser
 from cvllm_jax.openai.tool_parsers.phi4_mini import Phi4MiniParser
 from cvllm_jax.openai.tool_parsers.pythonic import PythonicParser
 from cvllm_jax.openai.tool_parsers.qwen3_coder import Qwen3CoderParser
+from cvllm_jax.openai.tool_parsers.response_template import ResponseTemplateParser
 
 __all__ = ["TOOL_PARSERS", "detect_tool_parser", "get_tool_parser"]
 
@@ -33,7 +34,7 @@ TOOL_PARSERS: Mapping[str, type[ToolParser]] = {
         GptOssParser,
     )
 }
-"""The parsers by name."""
+"""The parsers by name, but for the one that a checkpoint's ``response_template`` describes."""
 
 _ALIASES = {
     "qwen": "hermes",
@@ -82,27 +83,37 @@ _BY_ARCHITECTURE = {
 
 
 def get_tool_parser(
-    name: str = "auto", *, chat_template: str | None = None, architecture: str | None = None
+    name: str = "auto",
+    *,
+    chat_template: str | None = None,
+    architecture: str | Mapping[str, Any] | None = None,
+    response_template: Mapping[str, Any] | None = None,
 ) -> ToolParser:
     """The tool parser called ``name``.
 
-    ``"auto"`` takes the one that :func:`detect_tool_parser` finds for ``chat_template`` and ``architecture``. Raises
-    ConfigError for a name that is none, and where nothing is found.
+    ``"auto"`` takes the one that :func:`detect_tool_parser` finds for ``chat_template`` and ``architecture``, and
+    where that finds none the checkpoint's own ``response_template``, which the name ``"response_template"`` asks for.
+
+    Raises:
+        ConfigError: there is no such parser, or ``auto`` finds none.
+        ModelLoadError: the ``response_template`` is malformed or needs what is not supported.
     """
     if name == "auto":
         detected = detect_tool_parser(chat_template, architecture)
-        if detected is None:
-            raise ConfigError(
-                f"no known tool call format in the model's chat template; name one of {', '.join(TOOL_PARSERS)}",
-                param="tool_parser",
-            )
-        name = detected
+        name = detected or ("response_template" if response_template is not None else name)
+    if name == "response_template" and response_template is not None:
+        return ResponseTemplateParser(response_template)
     parser = TOOL_PARSERS.get(_ALIASES.get(name, name))
-    if parser is None:
-        raise ConfigError(
-            f"there is no tool parser {name!r}; there are auto, {', '.join(TOOL_PARSERS)}", param="tool_parser"
-        )
-    return parser()
+    if parser is not None:
+        return parser()
+    names = ", ".join((*TOOL_PARSERS, "response_template"))
+    if name == "auto":
+        reason = f"no known tool call format in the model's chat template; name one of {names}"
+    elif name == "response_template":
+        reason = "the checkpoint has no response_template in its tokenizer_config.json"
+    else:
+        reason = f"there is no tool parser {name!r}; there are auto, {names}"
+    raise ConfigError(reason, param="tool_parser")
 
 
 def detect_tool_parser(chat_template: str | None, architecture: str | Mapping[str, Any] | None = None) -> str | None:

@@ -1,7 +1,7 @@
 """Reasoning is split off at the beginning of an answer, however the text arrives; calls are found in the rest."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvllm_jax.errors import ConfigError
@@ -67,6 +67,7 @@ def test_an_answer_cut_in_its_reasoning_is_reasoning(name):
 
 
 @pytest.mark.parametrize("name", REASONING_PARSERS)
+@settings(deadline=None)
 @given(words)
 def test_text_without_reasoning_is_unchanged(name, text):
     assert get_reasoning_parser(name).parse(text) == (None, text)
@@ -92,6 +93,7 @@ def message(parser, tools, prompt, texts):
     return fold([*(event for text in texts for event in stream.feed(text)), *stream.finish()])
 
 
+@settings(deadline=None)
 @given(pieces, st.booleans())
 def test_any_pieces_give_one_message(texts, inside):
     parser, tools = get_reasoning_parser("think"), TOOL_PARSERS["hermes"](make_id=lambda: "id")

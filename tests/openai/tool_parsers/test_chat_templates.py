@@ -104,6 +104,8 @@ def test_parsers_go_by_name():
     assert get_tool_parser("harmony").name == "gpt_oss"
     with pytest.raises(ConfigError, match="no tool parser 'nothing'; there are auto, hermes, "):
         get_tool_parser("nothing")
+    with pytest.raises(ConfigError, match="the checkpoint has no response_template"):
+        get_tool_parser("response_template")
     with pytest.raises(ConfigError, match="no known tool call format"):
         get_tool_parser("auto", chat_template="{{ messages }}")
 

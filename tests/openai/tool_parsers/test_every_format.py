@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tool_formats import FORMATS, TOOLS, calls, cuts, nonsense, prose, read
 
@@ -15,6 +15,7 @@ every_parser = pytest.mark.parametrize("parser", TOOL_PARSERS)
 
 
 @every_format
+@settings(deadline=None)
 @given(prose, calls)
 def test_calls_come_back_as_they_were_written(form, content, made):
     if form.parser == "qwen3_coder":  # which knows the types of declared tools only
@@ -33,6 +34,7 @@ def test_calls_come_back_as_they_were_written(form, content, made):
 
 
 @every_parser
+@settings(deadline=None)
 @given(nonsense, st.data())
 @example('<tool_call>{"name": "f", "arguments": "\\ud83d\\ude00"}', None)
 def test_any_text_in_any_pieces_gives_one_message(parser, text, data):
@@ -46,6 +48,7 @@ def test_any_text_in_any_pieces_gives_one_message(parser, text, data):
 
 
 @every_format
+@settings(deadline=None)
 @given(st.data())
 def test_written_calls_in_any_pieces_give_one_message(form, data):
     text = form.write(data.draw(prose), data.draw(calls))
@@ -76,6 +79,7 @@ def test_a_cut_text_has_the_beginning_of_the_whole(form):
 
 
 @every_format
+@settings(deadline=None)
 @given(prose, calls)
 def test_events_only_add(form, content, made):
     """A name comes whole and once, before its arguments; content that was passed on stays content."""
@@ -99,6 +103,7 @@ def test_events_only_add(form, content, made):
 
 
 @every_parser
+@settings(deadline=None)
 @given(prose)
 def test_text_without_calls_is_unchanged(parser, text):
     assert get_tool_parser(parser).parse(text) == (text, [])

@@ -6,7 +6,7 @@ It reads tokens and needs gpt-oss's vocabulary: ``make_harmony_vocabulary.py`` s
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_formats import dump, prose, read
 
@@ -58,6 +58,7 @@ def written(parts):
     return "<|end|><|start|>assistant".join(f"{header}<|message|>{body}" for header, body in parts)
 
 
+@settings(deadline=None)
 @given(messages, st.sampled_from(["", "<|end|>", "<|return|>", "<|call|>"]))
 def test_messages_read_as_the_judge_reads_them(encoding, parts, end):
     assert ours(written(parts) + end) == judged(encoding, written(parts) + end)
