@@ -36,7 +36,7 @@ class DeepSeekV3Parser(ToolParser):
             while (yield from reader.literal(_BEGIN)) is not None and (yield from self._call(reader, output)):
                 reader.hold()
                 yield from reader.spaces()
-                if (yield from reader.literal(_CALLS_END)) is not None:
+                if (yield from reader.literal(_CALLS_END, cut=True)) is not None:
                     reader.hold()
                     break
             output.content(reader.release())
@@ -56,10 +56,10 @@ class DeepSeekV3Parser(ToolParser):
             return False  # cut within the name, or before it
         reader.release()
         output.start(name)
-        fenced = yield from reader.until(("{", _END, _BEGIN, _CALLS_END), discard)
+        fenced = yield from reader.until(("{", _END, _BEGIN, _CALLS_END), discard, cut=discard)
         if fenced == "{":
             yield from json_value(reader, output.arguments)
-            fenced = yield from reader.until((_END, _BEGIN, _CALLS_END), discard)
+            fenced = yield from reader.until((_END, _BEGIN, _CALLS_END), discard, cut=discard)
         if fenced is None:
             return False
         output.finish_call()

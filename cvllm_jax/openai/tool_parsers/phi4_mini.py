@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvllm_jax.openai.tool_parsers.json_calls import TaggedJsonParser
+from cvllm_jax.openai.tool_parsers.tagged_json import TaggedJsonParser
 
 __all__ = ["Phi4MiniParser"]
 

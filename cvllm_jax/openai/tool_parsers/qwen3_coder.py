@@ -75,7 +75,7 @@ class _Arguments:
                 reader.take(len(marker))
                 yield from reader.spaces()
             if marker != _CALL:
-                yield from reader.literal(_CALL_END)
+                yield from reader.literal(_CALL_END, cut=True)
             return
 
     def _argument(self) -> Steps[None]:

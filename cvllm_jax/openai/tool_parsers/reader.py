@@ -70,10 +70,10 @@ class TextReader:
             self._held.append(text)
         return text
 
-    def literal(self, *options: str) -> Steps[str | None]:
+    def literal(self, *options: str, cut: bool = False) -> Steps[str | None]:
         """Read the option that comes next and return it; None, with nothing read, if none does.
 
-        No option may begin with another one.
+        No option may begin with another one. With ``cut`` the beginning of an option at the end of the text will do.
         """
         longest = max(map(len, options))
         while True:
@@ -81,8 +81,11 @@ class TextReader:
             for option in options:
                 if rest.startswith(option):
                     return self.take(len(option))
-            if self._ended or not any(option.startswith(rest) for option in options):
+            begun = next((option for option in options if option.startswith(rest)), None)
+            if begun is None:
                 return None
+            if self._ended:
+                return begun if cut and self.take(len(rest)) else None
             yield
 
     def run(self, pattern: re.Pattern[str], sink: Sink) -> Steps[None]:
