@@ -1,0 +1,118 @@
+"""What an answer may be constrained to. Plain data: a request carries one of these to the engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cvllm_jax.grammar.errors import GrammarError
+
+__all__ = [
+    "AfterText",
+    "Grammar",
+    "JsonObjectGrammar",
+    "JsonSchemaGrammar",
+    "LarkGrammar",
+    "RegexGrammar",
+    "ToolCallGrammar",
+    "tool_call_grammar",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchemaGrammar:
+    """One JSON value that validates against a schema. Properties come in the order that the schema gives them."""
+
+    schema: dict[str, Any] | bool
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObjectGrammar:
+    """One JSON object of any kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegexGrammar:
+    """Text that a regular expression (ECMA 262) matches from beginning to end."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class LarkGrammar:
+    """Text of a context-free grammar in the Lark dialect of llguidance, whose first rule is ``start``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallGrammar:
+    """Calls of tools, each ``begin {"name": NAME, "arguments": {...}} end``. Made by :func:`tool_call_grammar`."""
+
+    begin: str
+    separator: str
+    end: str
+    tools: tuple[tuple[str, dict[str, Any] | bool], ...]
+    at_least_one: bool
+    parallel: bool
+    name_key: str
+    arguments_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class AfterText:
+    """Any text up to and including ``marker``, then the grammar: an answer that reasons first."""
+
+    marker: str
+    grammar: JsonSchemaGrammar | JsonObjectGrammar | RegexGrammar | ToolCallGrammar
+
+
+type Grammar = JsonSchemaGrammar | JsonObjectGrammar | RegexGrammar | LarkGrammar | ToolCallGrammar | AfterText
+
+
+def tool_call_grammar(
+    begin: str,
+    separator: str,
+    end: str,
+    tools: Iterable[tuple[str, dict[str, Any] | bool]],
+    *,
+    at_least_one: bool,
+    parallel: bool = True,
+    name_key: str = "name",
+    arguments_key: str = "arguments",
+) -> ToolCallGrammar:
+    """The grammar for a model family whose calls are JSON between markers.
+
+    Arguments:
+        begin, end: what stands around a call; each may be a control token's text. Both may be empty.
+        separator: what stands between two calls.
+        tools: names with the schema of their arguments, which are an object always.
+        at_least_one: the answer is calls and nothing else. Otherwise it is free text, in which ``begin`` starts a
+            call; without a ``begin``, it is calls or text that does not begin like JSON.
+        parallel: more than one call is allowed.
+
+    Raises:
+        GrammarError: there are no tools, or two of the same name.
+    """
+    listed = tuple(tools)
+    names = [name for name, _ in listed]
+    if not names:
+        raise GrammarError("a grammar for tool calls needs at least one tool")
+    if len(set(names)) < len(names):
+        raise GrammarError("a grammar for tool calls needs tools of different names")
+    return ToolCallGrammar(begin, separator, end, listed, at_least_one, parallel, name_key, arguments_key)
+
+
+def cache_key(grammar: Grammar) -> str:
+    """Equal for grammars that compile to the same. The order of a schema's keys tells them apart: it is that of the
+    properties in the answer."""
+    return json.dumps([type(grammar).__name__, grammar], default=_plain)
+
+
+def _plain(value: object) -> object:
+    fields = getattr(value, "__dataclass_fields__", None)
+    if fields is None:
+        raise TypeError(f"a {type(value).__name__} is no part of a schema")
+    return [type(value).__name__, *(getattr(value, name) for name in fields)]
