@@ -38,16 +38,16 @@ TILE_LAYOUT = plgpu.Layout.WGMMA
 ROW_LAYOUT = plgpu.Layout.WGMMA.reduce(1)
 COLUMN_LAYOUT = plgpu.Layout.WGMMA.reduce(0)
 
-#: Columns of an output accumulator: a second one of 256 columns beside the first does not fit into the registers.
-COLUMNS = 128
+#: Columns of a part of the output, by head dim: what a product of that width takes has to fit into the registers beside
+#: the whole output.
+COLUMNS = {64: 64, 128: 128, 256: 64}
 
 #: Shared memory of a multiprocessor, what a thread block may have of it, and what of that comes on top of the arrays:
 #: 1 KB that the system takes for each, 2 KB for reductions, and barriers and alignment.
 MULTIPROCESSOR, THREAD_BLOCK, RESERVED = 228 * 1024, 227 * 1024, 7 * 1024
 
 
-#: Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts of
-#: up to 128 columns.
+#: Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts.
 Carry = tuple[jax.Array, jax.Array, list[jax.Array]]
 
 
@@ -135,13 +135,15 @@ def fetch(
     for i, page in enumerate(pages):
         plgpu.copy_gmem_to_smem(pool.at[page, head], to.pages.at[slot, pl.ds(i * S, S)], ready)
         if scales is not None:
-            plgpu.copy_gmem_to_smem(scales.at[page, head], to.scales.at[slot, pl.ds(i * S, S)], ready)
+            # the promise makes it a plain copy: one through a tensor map has to go to a multiple of 128 bytes
+            promise = plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+            plgpu.copy_gmem_to_smem(scales.at[page, head], to.scales.at[slot, pl.ds(i * S, S)], ready, oob_mode=promise)
 
 
-def widen(stored: Any, wide: Any, used: jax.Array | None = None) -> Any:
-    """Write a float8 stage to a bfloat16 one, which comes back, zero from token ``used`` on as :func:`drop` would.
+def widen(stored: Any, wide: Any) -> Any:
+    """Write a float8 stage to a bfloat16 one, which comes back.
 
-    Through float32, because the hardware of SM90 widens float8 to float16 only, in a layout that reads 4 bytes at once.
+    Through float32, because the hardware of SM90 widens float8 to float16 only; in a layout that reads 4 bytes at once.
     """
     T, H = stored.shape
     width = min(H, 128)
@@ -149,11 +151,7 @@ def widen(stored: Any, wide: Any, used: jax.Array | None = None) -> Any:
         for column in range(0, H, width):
             part = (pl.ds(row, ROWS), pl.ds(column, width))
             values = plgpu.load(stored.at[part], layout=plgpu.Layout.WGMMA_UPCAST_2X)
-            values = plgpu.layout_cast(values.astype(jnp.float32).astype(wide.dtype), TILE_LAYOUT)
-            if used is not None:
-                token = row + plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=TILE_LAYOUT)
-                values = jnp.where(token < used, values, jnp.zeros_like(values))
-            wide[part] = values
+            wide[part] = values.astype(jnp.float32).astype(wide.dtype)
     return wide
 
 
@@ -212,7 +210,7 @@ def matmul(a: Any, b: Any, meanwhile: Callable[[], None] | None = None) -> jax.A
 
 
 def accumulate(acc: list[jax.Array], shrink: jax.Array, weights: Any, values: Any) -> list[jax.Array]:
-    """Shrink the output, in parts of up to 128 columns, and add what the values weigh.
+    """Shrink the output and add what the values weigh.
 
     The weights come from shared memory, and the product goes to an accumulator of its own, because Mosaic's
     interpreter multiplies neither from registers nor into what is already there.
@@ -226,7 +224,7 @@ def accumulate(acc: list[jax.Array], shrink: jax.Array, weights: Any, values: An
 
 def initial(head_dim: int, sink: jax.Array | None = None) -> Carry:
     """Top, total and output before the first token; a sink is a logit that every row sees and that has no value."""
-    width = min(head_dim, COLUMNS)
+    width = COLUMNS[head_dim]
     top = fill((ROWS,), MASKED if sink is None else sink * LOG2E, ROW_LAYOUT)
     total = fill((ROWS,), 0 if sink is None else 1, ROW_LAYOUT)
     return top, total, [fill((ROWS, width), 0, TILE_LAYOUT) for _ in range(head_dim // width)]

@@ -224,13 +224,12 @@ def _walk(
 
         plgpu.barrier_wait(v.ready.at[slot])
         values, used = v.pages.at[slot], length - position
-        if memory.wide is None:
-            hopper.drop(values, used)
-        else:
+        if memory.wide is not None:
             token = plgpu.broadcasted_iota(jnp.int32, (T,), 0, layout=COLUMN_LAYOUT)
             scales = jnp.where(token < used, plgpu.load(v.scales.at[slot], layout=COLUMN_LAYOUT), 0.0)
             weights *= hopper.over_columns(scales, weights.shape)
-            values = hopper.widen(values, memory.wide[1], used)
+            values = hopper.widen(values, memory.wide[1])
+        hopper.drop(values, used)
         memory.weights[...] = weights.astype(memory.weights.dtype)
         plgpu.commit_smem()  # and all warps are done with the keys, and with stages that were widened
 

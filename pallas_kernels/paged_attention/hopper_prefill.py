@@ -29,7 +29,7 @@ COMPUTE = 2
 
 #: Registers of a thread that computes and of one that copies, without and with widening float8 on the way. Three
 #: warpgroups start with 168 each: their sum may be 504.
-REGISTERS, WIDENING_REGISTERS = (224, 56), (208, 88)
+REGISTERS, WIDENING_REGISTERS = (232, 40), (200, 104)
 
 
 def prefill(
@@ -283,7 +283,9 @@ def _bring_widened(tables_ref: Any, pools: Any, scales: Any, memory: _Memory, sp
         for i, (stored, ring) in enumerate(zip(both, memory.stages, strict=True)):
             pl.when(index >= tiles.stages)(partial(plgpu.barrier_wait, memory.done[i].at[slot]))
             plgpu.barrier_wait(stored.ready.at[slot])
-            hopper.widen(stored.pages.at[slot], ring.pages.at[slot], used if i == 1 else None)
+            hopper.widen(stored.pages.at[slot], ring.pages.at[slot])
+            if i == 1:
+                hopper.drop(ring.pages.at[slot], used)
             token = plgpu.broadcasted_iota(jnp.int32, (tiles.tokens,), 0, layout=COLUMN_LAYOUT)
             numbers = plgpu.load(stored.scales.at[slot], layout=COLUMN_LAYOUT)
             ring.scales[slot] = jnp.where(token < used, numbers, 0.0)
