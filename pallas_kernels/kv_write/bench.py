@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.benchmarking import Case
 from pallas_kernels.kv_write.api import Implementation, rotate_and_write
@@ -35,8 +36,6 @@ SHAPES: tuple[Shape, ...] = (
 
 TINY: tuple[Shape, ...] = (
     (3, 4, 2, 64, 64, 16, 2),
-    (3, 4, 2, 64, 64, 16, 1),
-    (2, 3, 1, 128, 96, 16, 2),
     (2, 3, 1, 128, 96, 16, 1),
 )
 
@@ -55,8 +54,10 @@ def cases(*, tiny: bool = False) -> Iterator[Case]:
             kernel=partial(_run, implementation="hopper"),
             reference=partial(_run, implementation="xla"),
             bytes_moved=tokens * (per_token + 4 * rotary_dim + 8),
+            tolerance=1e-2 if stored_bytes == 2 else 5e-2,  # rounding to float8_e4m3fn costs 0.03
             donated=5 if stored_bytes == 1 else 3,
             checked=_checked,
+            spot_check=_error,
         )
 
 
@@ -71,6 +72,21 @@ def _checked(output: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Queries, keys and values as numbers."""
     q, k, v, *scales = (array.astype(jnp.float32) for array in output)
     return (q, k, v) if not scales else (q, k * scales[0][..., None], v * scales[1][..., None])
+
+
+def _error(output: tuple[Any, ...], *arrays: Any) -> float:
+    """Norm of the error of all queries, keys and values, in float64 and over the norm of what is right."""
+    *_, qkv, cos, sin, page, offset = (np.asarray(array, np.float64) for array in arrays)
+    q, k, v, *scales = (np.asarray(array, np.float64) for array in output)
+    page, offset, half = page.astype(int), offset.astype(int), cos.shape[-1]
+    if scales:
+        k, v = k * scales[0][..., None], v * scales[1][..., None]
+    left, right, rest = np.split(qkv, (half, 2 * half), axis=-1)
+    heads = np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
+    K = k.shape[1]
+    heads[:, -K:] = qkv[:, -K:]
+    ours = np.concatenate([q, k[page, :, offset], v[page, :, offset]], axis=1)
+    return float(np.linalg.norm(ours - heads) / np.linalg.norm(heads))
 
 
 def _inputs(

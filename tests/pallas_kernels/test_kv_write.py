@@ -155,12 +155,14 @@ def test_the_kernel_equals_the_reference(shape, stored):
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_the_kernel_equals_the_reference_at_every_shape(head_dim, page_size, stored):
-    for rotary in range(32, head_dim + 1, 32):
-        for heads, kv_heads in [(1, 1), (6, 2), (15, 5), (16, 1), (17, 17)]:
-            check(
-                head_dim=head_dim, page_size=page_size, stored=stored, rotary=rotary, heads=heads, kv_heads=kv_heads,
-                tokens=3, seed=rotary,
-            )  # fmt: skip
+    grid = [(head_dim, *heads) for heads in ((1, 1), (32, 8), (15, 5), (16, 1), (17, 17))]
+    if page_size == 16:
+        grid += [(rotary, 6, 2) for rotary in range(32, head_dim, 32)]
+    for rotary, heads, kv_heads in grid:
+        check(
+            head_dim=head_dim, page_size=page_size, stored=stored, rotary=rotary, heads=heads, kv_heads=kv_heads,
+            tokens=2, seed=rotary,
+        )  # fmt: skip
 
 
 def test_padding_that_shares_a_place_harms_nobody():
@@ -284,6 +286,7 @@ def test_the_benchmark_compares_like_with_like():
             assert np.isfinite(np.asarray(theirs, np.float32)).all() and float(jnp.linalg.norm(theirs)) > 0
             error = jnp.linalg.norm((ours - theirs).ravel()) / jnp.linalg.norm(theirs.ravel())
             assert float(error) <= case.tolerance
+        assert case.spot_check(*jax.tree.map(np.asarray, (got, *arrays))) <= case.tolerance
         names.add(case.name)
-    assert len(names) == 4
+    assert len(names) == 2
     assert {type(case.bytes_moved) for case in bench.cases()} == {int}
