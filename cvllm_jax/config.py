@@ -12,12 +12,24 @@ from typing import Any, Literal, Self, get_args
 
 from cvllm_jax.errors import ConfigError, shown
 
-__all__ = ["DType", "Device", "EngineConfig", "EngineConfigBuilder", "LoadFormat", "Progress", "QuantizationConfig"]
+__all__ = [
+    "DType",
+    "Device",
+    "EngineConfig",
+    "EngineConfigBuilder",
+    "KernelSet",
+    "KvCacheDType",
+    "LoadFormat",
+    "Progress",
+    "QuantizationConfig",
+]
 
 #: Called as ``progress(stage, done, total)`` while something long runs; ``total`` may be 0 (unknown).
 type Progress = Callable[[str, int, int], None]
 
 LoadFormat = Literal["auto", "dummy"]
+KernelSet = Literal["auto", "xla", "hopper"]
+KvCacheDType = Literal["auto", "fp8"]
 
 
 class DType(enum.Enum):
@@ -136,10 +148,14 @@ class EngineConfig:
     """Prompt and answer together, in tokens. None: the model's context, as far as the page pool holds it."""
     kv_cache_memory: int | None = None
     """Bytes for the KV cache. None: chosen from free memory (`doctor` says how much)."""
+    kv_cache_dtype: KvCacheDType = "auto"
+    """``"fp8"`` stores keys and values in 8 bits (float8_e4m3fn, a scale a token and head); auto: as ``dtype``."""
     dtype: DType = DType.AUTO
     quantization: QuantizationConfig | None = None
     enable_cuda_graph: bool = True
     """Let XLA record a step as a CUDA graph. Only NVIDIA GPUs have them; elsewhere there is nothing to turn off."""
+    kernels: KernelSet = "auto"
+    """``"hopper"`` insists on the Pallas kernels for SM90 GPUs, ``"xla"`` uses none; auto: where they run and agree."""
     enable_chunked_prefill: bool = True
     """Split long prompts over several steps so that running answers go on; else a prompt is prefilled in one go."""
     prefill_chunk_size: int = 512
@@ -156,6 +172,8 @@ class EngineConfig:
     """Compile every step before the first request. Without it steps compile when first needed."""
     compilation_cache: bool = True
     """Keep compiled steps on disk, so that the next start is fast."""
+    debug: bool = False
+    """Check every step's pages, positions and slots on the host before the device gets them."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     progress: Progress | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -176,14 +194,17 @@ class EngineConfig:
             raise ConfigError(
                 f"quantization must be a QuantizationConfig, not {shown(self.quantization)}", param="quantization"
             )
-        if self.load_format not in get_args(LoadFormat):
-            raise ConfigError(f"load_format must be auto or dummy, not {shown(self.load_format)}", param="load_format")
+        for name, choices in (("load_format", LoadFormat), ("kernels", KernelSet), ("kv_cache_dtype", KvCacheDType)):
+            if getattr(self, name) not in get_args(choices):
+                names = " or ".join(get_args(choices))
+                raise ConfigError(f"{name} must be {names}, not {shown(getattr(self, name))}", param=name)
         if not isinstance(self.revision, str | None) or self.revision == "":
             raise ConfigError(f"revision must be a branch, tag or commit, not {shown(self.revision)}", param="revision")
         if self.progress is not None and not callable(self.progress):
             raise ConfigError(f"progress must be a function, not {shown(self.progress)}", param="progress")
         for name in (
             "enable_cuda_graph", "enable_chunked_prefill", "enable_prefix_caching", "warmup", "compilation_cache",
+            "debug",
         ):  # fmt: skip
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {shown(getattr(self, name))}", param=name)
@@ -237,6 +258,9 @@ class ConfigSettings:
     def kv_cache_memory(self, size_bytes: int) -> Self:
         return self._set("kv_cache_memory", size_bytes)
 
+    def kv_cache_dtype(self, dtype: KvCacheDType) -> Self:
+        return self._set("kv_cache_dtype", dtype)
+
     def dtype(self, dtype: DType) -> Self:
         return self._set("dtype", dtype)
 
@@ -245,6 +269,9 @@ class ConfigSettings:
 
     def enable_cuda_graph(self, enable: bool) -> Self:
         return self._set("enable_cuda_graph", enable)
+
+    def kernels(self, kernels: KernelSet) -> Self:
+        return self._set("kernels", kernels)
 
     def enable_chunked_prefill(self, enable: bool) -> Self:
         return self._set("enable_chunked_prefill", enable)
@@ -269,6 +296,9 @@ class ConfigSettings:
 
     def compilation_cache(self, enable: bool) -> Self:
         return self._set("compilation_cache", enable)
+
+    def debug(self, enable: bool) -> Self:
+        return self._set("debug", enable)
 
     def revision(self, revision: str | None) -> Self:
         return self._set("revision", revision)

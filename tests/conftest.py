@@ -47,7 +47,7 @@ def make_engine(tiny_model_path):
     def make(**settings):
         settings = {
             "model_path": str(tiny_model_path), "dtype": "f32", "device": "cpu", "max_batch_size": 16,
-            "max_sequence_length": 256, "prefill_chunk_size": 64, **settings,
+            "max_sequence_length": 256, "prefill_chunk_size": 64, "debug": True, **settings,
         }  # fmt: skip
         key = tuple(sorted(settings.items()))
         if key not in engines:

@@ -77,6 +77,17 @@ class EngineOptions:
             metavar="SIZE",
         ),
     ] = None
+    kv_cache_dtype: Annotated[
+        str | None,
+        _engine("fp8 stores the KV cache in 8 bits. Default: auto, as --dtype.", metavar="auto|fp8"),
+    ] = None
+    kernels: Annotated[
+        str | None,
+        _engine(
+            "hopper insists on the Pallas kernels for H100 and H200 GPUs, xla uses none. Default: auto.",
+            metavar="auto|xla|hopper",
+        ),
+    ] = None
     prefill_chunk_size: Annotated[
         int | None, _engine("Prompt tokens that are read in one step, over all requests. Default: 512.")
     ] = None
@@ -107,6 +118,7 @@ class EngineOptions:
     no_compilation_cache: Annotated[
         bool, _switch_off("--no-compilation-cache", "Do not keep compiled steps on disk for the next start.")
     ] = False
+    debug: Annotated[bool, _engine("Check every step's plan on the host before the device gets it.")] = False
     revision: Annotated[str | None, _engine("Branch, tag or commit, for a model from the hub.")] = None
     load_format: Annotated[
         str | None,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSettings
 from cvllm_jax.engine.sampler import SamplingBatch
-from cvllm_jax.models.layers import BlockBatch
+from cvllm_jax.models.layers import BlockBatch, Kernels
 
 __all__ = ["AdmitLayout", "DecodeLayout", "Layout", "PrefillLayout"]
 
@@ -112,6 +112,7 @@ class DecodeLayout:
     table_width: int
     page_size: int
     idle_slot: int
+    kernels: Kernels = Kernels()  # noqa: RUF009 - a tuple
 
     def _layout(self) -> Layout:
         R = self.rows
@@ -142,7 +143,7 @@ class DecodeLayout:
         page = jnp.take_along_axis(tables, (position // self.page_size)[:, None], axis=1)[:, 0]
         batch = BlockBatch(
             positions=position, page=jnp.where(live, page, 0), offset=position % self.page_size, tables=tables,
-            starts=position, counts=live.astype(jnp.int32),
+            starts=position, counts=live.astype(jnp.int32), kernels=self.kernels,
         )  # fmt: skip
         return batch, _sampling_batch(f, position + 1, ahead)
 
@@ -156,6 +157,7 @@ class PrefillLayout:
     table_width: int
     page_size: int
     idle_slot: int
+    kernels: Kernels = Kernels()  # noqa: RUF009 - a tuple
 
     def _layout(self) -> Layout:
         B = self.blocks
@@ -201,6 +203,7 @@ class PrefillLayout:
             tables=tables,
             starts=f["start"],
             counts=f["count"],
+            kernels=self.kernels,
         )
         last = jnp.arange(B, dtype=jnp.int32) * Q + jnp.maximum(f["count"] - 1, 0)
         return f["tokens"].reshape(-1), batch, last, _sampling_batch(f, f["start"] + f["count"])

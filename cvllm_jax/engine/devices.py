@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cvllm_jax.config import Device, DType, EngineConfig
+from cvllm_jax.engine.kernels import Geometry, empty_pages
 from cvllm_jax.engine.sampler import Form
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import ModelConfig
@@ -20,8 +21,11 @@ from cvllm_jax.models.registry import ModelConfig
 __all__ = [
     "StepShapes",
     "available_memory",
+    "claim_gpu_memory",
     "cpu_multiplies_bf16",
     "find_device",
+    "free_memory",
+    "geometry_of",
     "mesh_of",
     "page_bytes",
     "pages_for",
@@ -31,11 +35,19 @@ __all__ = [
 ]
 
 #: Share of the free memory that the page pool takes when no size is given.
-GPU_SHARE, CPU_SHARE = 0.85, 0.25
+GPU_SHARE, CPU_SHARE = 0.9, 0.25
 #: On a CPU the pool stops here: the memory belongs to the user's other programs too.
 CPU_TOKENS = 32_768
 
 _PLATFORMS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "metal": ("mps", "METAL", "metal")}
+
+
+def claim_gpu_memory() -> None:
+    """Let JAX have nearly all of a GPU's memory instead of 75 %, unless the user has said how much.
+
+    Takes effect if JAX has not started its backends yet.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 
 def find_device(device: Device) -> jax.Device:
@@ -118,19 +130,32 @@ def _sizes(largest: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({1, *sizes} if len(sizes) < count else {1, *sizes[:-1]}))
 
 
-def page_bytes(model: ModelConfig, page_size: int, dtype: Any) -> int:
+def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometry:
+    """Shapes and types of attention and cache."""
+    return Geometry(
+        heads=model.num_attention_heads,
+        kv_heads=model.num_key_value_heads,
+        head_dim=model.head_dim,
+        page_size=config.page_size,
+        dtype=dtype,
+        cache_dtype=jnp.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,
+    )
+
+
+def page_bytes(model: ModelConfig, geometry: Geometry) -> int:
     """Bytes of one page over all layers."""
-    return 2 * model.num_layers * model.num_key_value_heads * page_size * model.head_dim * jnp.dtype(dtype).itemsize
+    pages = jax.eval_shape(lambda: empty_pages(geometry, 1))
+    return model.num_layers * sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(pages))
 
 
-def pages_for(config: EngineConfig, model: ModelConfig, device: jax.Device, dtype: Any) -> tuple[int, int]:
+def pages_for(config: EngineConfig, model: ModelConfig, geometry: Geometry, device: jax.Device) -> tuple[int, int]:
     """Pages of the pool, the padding page included, and the longest sequence that is accepted.
 
     Raises:
       ConfigError: a size that was asked for does not fit.
       DeviceError: free memory does not hold even a short sequence.
     """
-    size, each = config.page_size, page_bytes(model, config.page_size, dtype)
+    size, each = config.page_size, page_bytes(model, geometry)
     wanted = min(config.max_sequence_length or model.context_length, model.context_length)
     if config.max_sequence_length is not None and config.max_sequence_length > model.context_length:
         raise ConfigError(
@@ -173,6 +198,15 @@ def available_memory() -> int:
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return 4 << 30
+
+
+def free_memory(device: jax.Device) -> str:
+    """What a message says of a device's memory, where the device tells."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return ""
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return f" with {free / 2**30:.2f} of {stats['bytes_limit'] / 2**30:.2f} GiB free"
 
 
 def return_freed_memory() -> None:

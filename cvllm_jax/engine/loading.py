@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,7 +19,19 @@ from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from cvllm_jax.checkpoints.dummy import open_dummy, random_weights
 from cvllm_jax.checkpoints.loading import load_weights
 from cvllm_jax.config import Device, EngineConfig
-from cvllm_jax.engine.devices import find_device, mesh_of, pages_for, resolve_dtype, return_freed_memory, step_shapes
+from cvllm_jax.engine.devices import (
+    claim_gpu_memory,
+    find_device,
+    free_memory,
+    geometry_of,
+    mesh_of,
+    page_bytes,
+    pages_for,
+    resolve_dtype,
+    return_freed_memory,
+    step_shapes,
+)
+from cvllm_jax.engine.kernels import choose_kernels
 from cvllm_jax.engine.runner import Runner, RunnerSettings
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
@@ -28,6 +40,8 @@ from cvllm_jax.text import ChatTemplate, Tokenizer
 from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer
 
 __all__ = ["Loaded", "load"]
+
+log = logging.getLogger("cvllm_jax.engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +65,7 @@ def load(config: EngineConfig) -> Loaded:
             f"quantizing weights to {config.quantization.method} while loading is not supported yet",
             param="quantization",
         )
+    claim_gpu_memory()
     asked = config.device or Device.best_available()
     device = find_device(asked)
     dtype = resolve_dtype(config.dtype, device)
@@ -63,27 +78,37 @@ def load(config: EngineConfig) -> Loaded:
         graph, treedef, leaves = _weights(family, model_config, checkpoint, dtype, mesh, config)
     finally:
         checkpoint.close()
-    num_pages, max_sequence_length = pages_for(config, model_config, device, dtype)
+    geometry = geometry_of(config, model_config, dtype)
+    store = cache_dir() if config.compilation_cache else None
+    choices = choose_kernels(geometry, device, config.kernels, store=None if store is None else store / "kernel-trials")
+    for name in ("attention", "kv_write"):
+        log.info("%s: %s, because %s", name, *getattr(choices, name))
+    num_pages, max_sequence_length = pages_for(config, model_config, geometry, device)
     settings = RunnerSettings(
         max_batch_size=config.max_batch_size,
         max_sequence_length=max_sequence_length,
         page_size=config.page_size,
         num_pages=num_pages,
         steps=step_shapes(config, device.platform),
-        cache_dtype=dtype,
+        geometry=geometry,
+        kernels=choices.kernels,
         enable_cuda_graph=config.enable_cuda_graph,
     )
-    store = cache_dir() / "executables" if config.compilation_cache else None
     try:
         key = f"{family.name} {dtype}"
-        runner = Runner(graph, treedef, leaves, model_config, settings, mesh, store=store, model_key=key)
+        executables = None if store is None else store / "executables"
+        runner = Runner(
+            graph, treedef, leaves, model_config, settings, mesh, store=executables, model_key=key, debug=config.debug
+        )
         if config.warmup:
             runner.warm_up(config.progress)
             return_freed_memory()
     except jax.errors.JaxRuntimeError as error:
+        size = num_pages * page_bytes(model_config, geometry) / 2**30
         raise DeviceError(
-            f"the device ran out of memory or failed while {num_pages} pages of KV cache were set up: "
-            f"{str(error).splitlines()[0]}; lower kv_cache_memory or max_batch_size"
+            f"the device failed while a KV cache of {size:.2f} GiB was set up and steps were compiled"
+            f"{free_memory(device)}: {str(error).splitlines()[0]}; "
+            "lower kv_cache_memory, max_batch_size or prefill_chunk_size"
         ) from error
     info = _info(checkpoint, family, model_config, dtype, asked, max_sequence_length, leaves)
     return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
@@ -120,23 +145,21 @@ def _weights(
         names.append(name)
         specs[name] = parameter.get_metadata("spec", P())
         structs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    if checkpoint.format == "dummy":
-        shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
-        weights = random_weights(structs, shardings, config.progress)
-        return graph, treedef, tuple(weights[name] for name in names)
-
-    def place(name: str, array: np.ndarray) -> jax.Array:
-        try:
-            return jax.device_put(array, NamedSharding(mesh, specs[name]))
-        except jax.errors.JaxRuntimeError as error:
-            size = sum(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in structs.values())
-            raise DeviceError(
-                f"the weights take {size / 2**30:.1f} GiB on the device and did not fit; "
-                f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
-            ) from error
-
-    rules = importlib.import_module(f"cvllm_jax.checkpoints.mappings.{family.name}").RULES
-    weights = load_weights(checkpoint, rules, structs, place, config.progress)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    try:
+        if checkpoint.format == "dummy":
+            weights = random_weights(structs, shardings, config.progress)
+        else:
+            rules = importlib.import_module(f"cvllm_jax.checkpoints.mappings.{family.name}").RULES
+            weights = load_weights(
+                checkpoint, rules, structs, lambda name, array: jax.device_put(array, shardings[name]), config.progress
+            )
+    except jax.errors.JaxRuntimeError as error:
+        size = sum(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in structs.values()) / 2**30
+        raise DeviceError(
+            f"the weights take {size:.1f} GiB on the device and did not fit{free_memory(mesh.devices.flat[0])}; "
+            f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
+        ) from error
     return graph, treedef, tuple(weights[name] for name in names)
 
 

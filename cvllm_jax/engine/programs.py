@@ -114,8 +114,8 @@ class Programs:
             stored = sorted(self._folder.glob("*.bin"), key=lambda path: path.stat().st_mtime)
             for path in stored[:-MAX_STORED]:
                 path.unlink(missing_ok=True)
-        except (OSError, ValueError, pickle.PicklingError, jax.errors.JaxRuntimeError):
-            return  # a full disk or a backend that cannot serialise only costs the next start some time
+        except (OSError, ValueError, TypeError, AttributeError, pickle.PicklingError, jax.errors.JaxRuntimeError):
+            return  # a full disk, or a program that cannot be serialised, only costs the next start some time
 
 
 def _ours_alone(path: Path) -> bool:

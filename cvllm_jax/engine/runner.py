@@ -20,14 +20,16 @@ from jax.sharding import PartitionSpec as P
 from cvllm_jax.config import Progress
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
 from cvllm_jax.engine.devices import StepShapes, return_freed_memory
-from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
+from cvllm_jax.engine.kernels import Geometry, empty_pages
+from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput, check_plan
 from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import Form, SamplerState, admit, empty_state, sample
 from cvllm_jax.engine.sequence import Sampled
 from cvllm_jax.engine.xla_options import compiler_options
-from cvllm_jax.models.layers import LayerCache
+from cvllm_jax.models.layers import Kernels
 from cvllm_jax.models.registry import Model, ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
+from pallas_kernels.kv_write import KvPages
 
 __all__ = ["DispatchedStep", "Runner", "RunnerSettings"]
 
@@ -44,7 +46,8 @@ class RunnerSettings:
     page_size: int
     num_pages: int
     steps: StepShapes
-    cache_dtype: Any
+    geometry: Geometry
+    kernels: Kernels
     enable_cuda_graph: bool
 
     @property
@@ -70,8 +73,10 @@ class Runner:
     def __init__(
         self, graph: nnx.GraphDef[Any], treedef: Any, leaves: tuple[jax.Array, ...], config: ModelConfig,
         settings: RunnerSettings, mesh: Mesh, *, store: Path | None, model_key: str,
+        debug: bool = False,
     ) -> None:  # fmt: skip
         self.settings = settings
+        self.debug = debug
         self.config = config
         self.mesh = mesh
         self._graph, self._treedef, self._leaves = graph, treedef, leaves
@@ -83,17 +88,22 @@ class Runner:
         self._device = device
         self._autotune_cache = None if store is None else store.parent / "autotune"
         self._decode_layouts = [
-            DecodeLayout(rows, settings.table_width, settings.page_size, settings.max_batch_size)
+            DecodeLayout(rows, settings.table_width, settings.page_size, settings.max_batch_size, settings.kernels)
             for rows in settings.steps.decode_rows
         ]
         self._prefill_layouts = [
             PrefillLayout(
-                blocks, settings.steps.query_block, settings.table_width, settings.page_size, settings.max_batch_size
+                blocks,
+                settings.steps.query_block,
+                settings.table_width,
+                settings.page_size,
+                settings.max_batch_size,
+                settings.kernels,
             )
             for blocks in settings.steps.prefill_blocks
         ]
         self._admit_layout = AdmitLayout(settings.max_sequence_length, config.vocab_size, MAX_BIAS, MAX_END_TOKENS)
-        self._cache: tuple[LayerCache, ...]
+        self._cache: tuple[KvPages, ...]
         self._state: SamplerState
         self.reset()
 
@@ -104,12 +114,10 @@ class Runner:
         state = empty_state(self.settings.max_batch_size + 1, self.config.vocab_size)
         self._state = jax.device_put(state, self._replicated)
 
-    def new_cache(self, num_pages: int) -> tuple[LayerCache, ...]:
+    def new_cache(self, num_pages: int) -> tuple[KvPages, ...]:
         """Zeroed pages for every layer."""
-        c = self.config
-        shape = (num_pages, c.num_key_value_heads, self.settings.page_size, c.head_dim)
-        zeros = partial(jnp.zeros, shape, self.settings.cache_dtype, device=self._cache_sharding)
-        return tuple((zeros(), zeros()) for _ in range(c.num_layers))
+        zeros = partial(jnp.zeros, device=self._cache_sharding)
+        return tuple(empty_pages(self.settings.geometry, num_pages, zeros) for _ in range(self.config.num_layers))
 
     def close(self) -> None:
         """Let go of weights, buffers and compiled steps, and give their memory back to the system."""
@@ -220,6 +228,8 @@ class Runner:
 
     def dispatch(self, plan: Plan) -> DispatchedStep:
         """Queue a plan's work on the device."""
+        if self.debug:
+            check_plan(plan, self.settings.num_pages, self.settings.page_size, self.settings.max_batch_size)
         for admission in plan.admissions:
             vector = jax.device_put(self._admit_layout.pack(admission), self._replicated)
             self._cache, self._state = self._admit_program()(self._leaves, self._cache, self._state, vector)

@@ -37,7 +37,7 @@ def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 
         raise ValueError(f"from 1 to {limit} tokens can be scored, not {len(tokens)}")
     size, step_tokens = runner.settings.page_size, blocks * runner.settings.steps.query_block
     width = -(-len(tokens) // size)
-    layout = PrefillLayout(blocks, runner.settings.steps.query_block, width, size, 0)
+    layout = PrefillLayout(blocks, runner.settings.steps.query_block, width, size, 0, runner.settings.kernels)
     cache = runner.new_cache(width + 1)
     program = jax.jit(partial(_score, runner, layout), donate_argnums=1)
     parts = []

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cvllm_jax.models.config_reading import ConfigReader
-from cvllm_jax.models.layers import Attention, BlockBatch, Embedding, GatedMlp, LayerCache, RmsNorm, Rope
+from cvllm_jax.models.layers import Attention, BlockBatch, Embedding, GatedMlp, RmsNorm, Rope
 from cvllm_jax.models.layers.linear import project
+from pallas_kernels.kv_write import KvPages
 
 __all__ = ["Llama", "LlamaConfig"]
 
@@ -86,8 +87,8 @@ class Block(nnx.Module):
         self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, bias=c.mlp_bias)
 
     def __call__(
-        self, x: Float[Array, "T D"], cache: LayerCache, batch: BlockBatch, rope: tuple[jax.Array, jax.Array]
-    ) -> tuple[Float[Array, "T D"], LayerCache]:
+        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: tuple[jax.Array, jax.Array]
+    ) -> tuple[Float[Array, "T D"], KvPages]:
         y, cache = self.attention(self.attention_norm(x), cache, batch, rope)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
@@ -106,8 +107,8 @@ class Llama(nnx.Module):
         )
 
     def __call__(
-        self, tokens: Int[Array, "T"], cache: tuple[LayerCache, ...], batch: BlockBatch
-    ) -> tuple[Float[Array, "T D"], tuple[LayerCache, ...]]:
+        self, tokens: Int[Array, "T"], cache: tuple[KvPages, ...], batch: BlockBatch
+    ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:
         """Hidden states of the step's tokens after the last norm, and the cache with their keys and values."""
         x = self.embed(tokens)
         rope = self.rope.tables(batch.positions)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cvllm_jax.errors import ModelLoadError
-from cvllm_jax.models.layers import BlockBatch, LayerCache
+from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from pallas_kernels.kv_write import KvPages
 
 __all__ = ["FAMILIES", "Family", "Model", "ModelConfig", "family_for"]
 
@@ -40,8 +41,8 @@ class Model(Protocol):
     """What the engine asks of every family's module."""
 
     def __call__(
-        self, tokens: jax.Array, cache: tuple[LayerCache, ...], batch: BlockBatch
-    ) -> tuple[jax.Array, tuple[LayerCache, ...]]: ...
+        self, tokens: jax.Array, cache: tuple[KvPages, ...], batch: BlockBatch
+    ) -> tuple[jax.Array, tuple[KvPages, ...]]: ...
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
-from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSettings
+from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, SamplingSettings, check_plan
 
 PLAIN = SamplingSettings(
     temperature=0.25, top_k=5, top_p=0.5, min_p=0.125, repetition_penalty=1.5, frequency_penalty=-0.5,
@@ -90,3 +90,29 @@ def test_admissions(prompt_length):
     assert fields["bias_token"].tolist() == [7, 3, nothing, nothing]
     assert fields["bias"].tolist()[:2] == [-1.5, 2.0]
     assert fields["ends"].tolist() == [1, 2, nothing]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"pages": (3, 40)}, "slot 1: its block table names page 40; the pool has pages 1 to 39"),
+    ({"pages": (3, -1)}, "names page -1"),
+    ({"pages": (0, 3)}, "names page 0"),
+    ({"pages": (3,)}, "slot 1: 1 pages of 8 tokens do not hold 11 tokens"),
+    ({"slot": 4}, "slot 4: there are slots 0 to 3"),
+    ({"steps": 2}, "slot 1 takes 2 steps of 1"),
+])  # fmt: skip
+def test_plans_that_name_what_is_not_there(change, message):
+    good = {"slot": 1, "position": 10, "steps": 1, "pages": (3, 4), "forbid_end": 0, "sampling": PLAIN}
+    check_plan(Plan(admissions=(), decode=(DecodeRow(**good),), decode_steps=1, prefill=()), 40, 8, 4)
+    plan = Plan(admissions=(), decode=(DecodeRow(**{**good, **change}),), decode_steps=1, prefill=())
+    with pytest.raises(ValueError, match=message):
+        check_plan(plan, 40, 8, 4)
+
+
+def test_a_block_past_its_pages_and_a_slot_used_twice():
+    block = PrefillBlock(slot=1, start=6, tokens=(1,) * 3, pages=(2,), choose=True, forbid_end=0, sampling=PLAIN)
+    row = DecodeRow(slot=1, position=3, steps=1, pages=(3,), forbid_end=0, sampling=PLAIN)
+    with pytest.raises(ValueError, match="the block of slot 1 at 6: 1 pages of 8 tokens do not hold 9 tokens"):
+        check_plan(Plan(admissions=(), decode=(), decode_steps=1, prefill=(block,)), 40, 8, 4)
+    good = PrefillBlock(slot=1, start=0, tokens=(1,), pages=(2,), choose=True, forbid_end=0, sampling=PLAIN)
+    with pytest.raises(ValueError, match="a slot chooses twice"):
+        check_plan(Plan(admissions=(), decode=(row,), decode_steps=1, prefill=(good,)), 40, 8, 4)

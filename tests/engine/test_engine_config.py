@@ -42,6 +42,12 @@ def refuse(error, message, param, **settings):
     ({"max_batch_size": True}, ConfigError, "must be a whole number, not True", "max_batch_size"),
     ({"page_size": 24}, ConfigError, "power of two up to 256, not 24", "page_size"),
     ({"page_size": 512}, ConfigError, "power of two up to 256, not 512", "page_size"),
+    ({"decode_steps": 0}, ConfigError, "decode_steps must be at least 1", "decode_steps"),
+    ({"decode_steps": 65}, ConfigError, "limited to 64, not 65", "decode_steps"),
+    ({"kernels": "triton"}, ConfigError, "kernels must be auto or xla or hopper, not 'triton'", "kernels"),
+    ({"kernels": "hopper"}, ConfigError, "kernel for attention cannot run: the device is a cpu", "kernels"),
+    ({"kv_cache_dtype": "int8"}, ConfigError, "kv_cache_dtype must be auto or fp8, not 'int8'", "kv_cache_dtype"),
+    ({"debug": 1}, ConfigError, "debug must be True or False, not 1", "debug"),
     ({"prefill_chunk_size": -1}, ConfigError, "at least 1, not -1", "prefill_chunk_size"),
     ({"max_queue_size": 0}, ConfigError, "at least 1, not 0", "max_queue_size"),
     ({"device": "cuda"}, DeviceError, "JAX sees no cuda device; .* pip install 'cvllm-jax", None),
@@ -171,6 +177,23 @@ def test_what_the_model_is(tiny_engine):
     assert info.parameters == 288 * 32 + 2 * layer + 32
     assert set(info.eos_token_ids) == {2, 0}
     assert info.generation_defaults == {"temperature": 0.7, "top_p": 0.9, "top_k": 50}
+
+
+def test_an_fp8_cache_holds_twice_the_tokens_and_says_much_the_same(tiny_model_path, tiny_engine):
+    """The tiny model's heads have 8 numbers, so a scale of 4 bytes makes 12 of the 32 bytes that f32 takes."""
+    config = EngineConfig(
+        model_path=str(tiny_model_path), device="cpu", dtype="f32", max_batch_size=4, max_sequence_length=128,
+        kv_cache_dtype="fp8", kv_cache_memory=10 * PAGE_BYTES, warmup=False,
+    )  # fmt: skip
+    params = GenerationParams(temperature=0.0, max_tokens=1, logprobs=True, top_logprobs=20, ignore_eos=True)
+    prompt = [7 + (n * n) % 250 for n in range(70)]
+    with InferenceEngine.new_sync(config) as engine:
+        assert engine.stats().pages_total == 10 * 32 // 12 - 1
+        got, want = engine.generate_sync(prompt, params), tiny_engine.generate_sync(prompt, params)
+    theirs = {entry.token: entry.logprob for entry in want.top_logprobs[0]}
+    shared = [entry for entry in got.top_logprobs[0] if entry.token in theirs]
+    assert len(shared) > 15
+    assert max(abs(entry.logprob - theirs[entry.token]) for entry in shared) < 0.5
 
 
 def test_bf16_runs(tiny_model_path):

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import jax
 import pytest
 
 from cvllm_jax import (
@@ -39,9 +40,8 @@ def fail_at(monkeypatch, runner, method, step, *, lose_buffers):
         if len(calls) != step:
             return real(argument)
         if lose_buffers:
-            for keys, values in runner._cache:
-                keys.delete()
-                values.delete()
+            for array in jax.tree.leaves(runner._cache):
+                array.delete()
         raise RuntimeError("the device caught fire\nand more lines")
 
     monkeypatch.setattr(runner, method, failing)

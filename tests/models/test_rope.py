@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cvllm_jax.errors import ModelLoadError
-from cvllm_jax.models.layers import Rope, rotate
+from cvllm_jax.models.layers import Rope
+from pallas_kernels.kv_write.reference import rotate
 
 BASE = 10_000.0 ** -(np.arange(0, 8, 2) / 8)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cvllm_jax.models.layers.linear import Linear
-from cvllm_jax.models.layers.rope import rotate
-from pallas_kernels.kv_write import write_kv
+from pallas_kernels.kv_write import KvPages, rotate_and_write
 from pallas_kernels.paged_attention import paged_attention
 
-__all__ = ["Attention", "BlockBatch", "LayerCache"]
+__all__ = ["Attention", "BlockBatch", "Kernels"]
 
-#: Keys and values of one layer, each ``[P, K, S, H]``.
-type LayerCache = tuple[Float[Array, "P K S H"], Float[Array, "P K S H"]]
+class Kernels(NamedTuple):
+    """Which implementation of each operation a step is compiled with: "xla" or "hopper"."""
+
+    attention: Literal["xla", "hopper"] = "xla"
+    kv_write: Literal["xla", "hopper"] = "xla"
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +41,7 @@ class BlockBatch:
     """Position of each block's first token."""
     counts: Int[Array, "B"]
     """Tokens of each block that are no padding."""
+    kernels: Kernels = field(default=Kernels(), metadata={"static": True})
 
 
 class Attention(nnx.Module):
@@ -58,19 +62,19 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "T D"],
-        cache: LayerCache,
+        cache: KvPages,
         batch: BlockBatch,
         rope: tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]],
-    ) -> tuple[Float[Array, "T D"], LayerCache]:
+    ) -> tuple[Float[Array, "T D"], KvPages]:
         N, K, H = self.heads, self.kv_heads, self.head_dim
         T, B = x.shape[0], batch.starts.shape[0]
-        q, k, v = jnp.split(self.qkv(x).reshape(T, N + 2 * K, H), (N, N + K), axis=1)
-        q, k = rotate(q, rope), rotate(k, rope)
-        k_pages = write_kv(cache[0], k, batch.page, batch.offset)
-        v_pages = write_kv(cache[1], v, batch.page, batch.offset)
-        y = paged_attention(
-            q.reshape(B, T // B, N, H), k_pages, v_pages, batch.tables, batch.starts, batch.counts,
-            scale=H**-0.5, window=self.window,
-            implementation="xla",  # the Hopper kernels have yet to run on a GPU
+        q, cache = rotate_and_write(
+            self.qkv(x).reshape(T, N + 2 * K, H), rope, cache, batch.page, batch.offset,
+            implementation=batch.kernels.kv_write,
         )  # fmt: skip
-        return self.output(y.reshape(T, N * H)), (k_pages, v_pages)
+        y = paged_attention(
+            q.reshape(B, T // B, N, H), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
+            scale=H**-0.5, window=self.window, k_scales=cache.k_scales, v_scales=cache.v_scales,
+            implementation=batch.kernels.attention,
+        )  # fmt: skip
+        return self.output(y.reshape(T, N * H)), cache

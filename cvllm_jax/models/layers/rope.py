@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["Rope", "rotate"]
+__all__ = ["Rope"]
 
 SUPPORTED = ("default", "linear", "llama3", "yarn", "factors")
 
@@ -62,15 +62,6 @@ class Rope:
         angle = positions.astype(jnp.float32)[:, None, None] * jnp.asarray(self.frequencies, jnp.float32)
         # without the barrier XLA fuses the cosines into every layer and computes them again for every head
         return lax.optimization_barrier((jnp.cos(angle) * self.scale, jnp.sin(angle) * self.scale))
-
-
-def rotate(
-    x: Float[Array, "T N H"], tables: tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]]
-) -> Float[Array, "T N H"]:
-    """Rotate the pairs (i, i + H/2) of each head, in f32."""
-    cos, sin = tables
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
 def _is_positive(value: object) -> bool:

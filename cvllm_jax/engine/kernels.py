@@ -1,0 +1,182 @@
+"""Which implementation of each operation an engine runs, and why: the one place where it falls back to XLA."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cvllm_jax.config import KernelSet
+from cvllm_jax.engine.programs import environment_key
+from cvllm_jax.errors import ConfigError
+from cvllm_jax.models.layers import Kernels
+from pallas_kernels import kv_write, paged_attention
+from pallas_kernels.hardware import Choice
+from pallas_kernels.kv_write import KvPages, rotate_and_write
+
+__all__ = ["Geometry", "KernelChoices", "choose_kernels", "empty_pages"]
+
+log = logging.getLogger("cvllm_jax.engine")
+
+#: Largest relative difference between a kernel and its XLA form that is rounding, in norms; bf16 has 3 digits.
+TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """What an implementation must cope with: shapes and types of attention and cache."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: Any
+    cache_dtype: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelChoices:
+    """The implementation of each operation, with its reason."""
+
+    attention: Choice
+    kv_write: Choice
+
+    @property
+    def kernels(self) -> Kernels:
+        return Kernels(attention=self.attention.implementation, kv_write=self.kv_write.implementation)
+
+
+def choose_kernels(
+    geometry: Geometry, device: Any, wanted: KernelSet = "auto", *, store: Path | None = None, trial: bool = True
+) -> KernelChoices:
+    """Pallas kernels where they run, XLA elsewhere.
+
+    Before a kernel is used it must have given, on this device and for this geometry, what the XLA form gives: it is
+    new to most hardware that it meets. A kernel that fails is not used, and the reason says so.
+
+    Arguments:
+      wanted: "xla" uses no kernel; "hopper" refuses to fall back.
+      store: folder that remembers which trials were passed.
+      trial: without it the choice is made from shapes and hardware alone.
+
+    Raises:
+      ConfigError: "hopper" was asked for, and a kernel does not do it.
+    """
+    if wanted == "xla":
+        asked = Choice("xla", "asked for")
+        return KernelChoices(attention=asked, kv_write=asked)
+    q, qkv, rope, pages = jax.eval_shape(partial(_inputs, geometry, 1), jax.random.key(0))[:4]
+    choices = {
+        "attention": paged_attention.choose_implementation(q, pages.k, pages.v, device=device),
+        "kv_write": kv_write.choose_implementation(qkv, rope, pages, device=device),
+    }
+    for name, run in (("attention", _attend), ("kv_write", _write)):
+        if trial and choices[name].implementation == "hopper":
+            failure = _tried(name, run, geometry, device, store)
+            if failure is not None:
+                log.warning("the %s kernel is not used: %s", name, failure)
+                choices[name] = Choice("xla", f"the kernel failed its trial on this device: {failure}")
+        if wanted == "hopper" and choices[name].implementation != "hopper":
+            raise ConfigError(f"the Hopper kernel for {name} cannot run: {choices[name].reason}", param="kernels")
+    return KernelChoices(**choices)
+
+
+def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Array] = jnp.zeros) -> KvPages:
+    """The cache of one layer; ``zeros(shape, dtype)`` makes its arrays."""
+    shape = (num_pages, geometry.kv_heads, geometry.page_size, geometry.head_dim)
+    k, v = zeros(shape, geometry.cache_dtype), zeros(shape, geometry.cache_dtype)
+    if geometry.cache_dtype != jnp.float8_e4m3fn:
+        return KvPages(k, v)
+    return KvPages(k, v, zeros(shape[:3], jnp.float32), zeros(shape[:3], jnp.float32))
+
+
+def _tried(
+    name: str, run: Callable[[str, Geometry], Any], geometry: Geometry, device: Any, store: Path | None
+) -> str | None:
+    """Why the kernel fails its trial, or None if it passes or has passed before."""
+    key = f"{environment_key()} {device.device_kind} {name} {geometry}"
+    passed = None if store is None else store / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    if passed is not None and passed.exists():
+        return None
+    try:
+        with jax.default_device(device):
+            got, want = run("hopper", geometry), run("xla", geometry)
+            errors = jax.tree.map(_relative_error, got, want)
+            worst = max(float(error) for error in jax.tree.leaves(errors))
+    except Exception as error:  # whatever a compiler, a driver or the device says: the model can run without the kernel
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not worst <= TOLERANCE:  # NaN too
+        return f"it differs from the XLA form by {worst:.2g} in relative norm, and {TOLERANCE:g} is allowed"
+    if passed is not None:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.touch()
+    return None
+
+
+def _relative_error(got: jax.Array, want: jax.Array) -> jax.Array:
+    got, want = got.astype(jnp.float32), want.astype(jnp.float32)
+    return jnp.linalg.norm(got - want) / jnp.maximum(jnp.linalg.norm(want), 1e-30)
+
+
+def _attend(implementation: Any, geometry: Geometry) -> Any:
+    """Decoding and prefill over two sequences, one of them longer than a page."""
+
+    @jax.jit
+    def attend(key: jax.Array) -> Any:
+        out = []
+        for queries in (1, 64):
+            q, qkv, rope, pages, tables, starts = _inputs(geometry, queries, key)
+            page, offset = _places(geometry)
+            _, pages = rotate_and_write(qkv, rope, pages, page, offset, implementation="xla")
+            counts = jnp.full_like(starts, queries)
+            out.append(
+                paged_attention.paged_attention(
+                    q, pages.k, pages.v, tables, starts, counts, scale=geometry.head_dim**-0.5,
+                    k_scales=pages.k_scales, v_scales=pages.v_scales, implementation=implementation,
+                )
+            )  # fmt: skip
+        return out
+
+    return attend(jax.random.key(7))
+
+
+def _write(implementation: Any, geometry: Geometry) -> Any:
+    """Rotate and write the tokens of two sequences."""
+
+    @jax.jit
+    def write(key: jax.Array) -> Any:
+        _, qkv, rope, pages, *_ = _inputs(geometry, 1, key)
+        q, pages = rotate_and_write(qkv, rope, pages, *_places(geometry), implementation=implementation)
+        return q, jax.tree.map(lambda x: x.astype(jnp.float32), pages)
+
+    return write(jax.random.key(8))
+
+
+#: Pages of each of the trial's two sequences.
+TRIAL_PAGES = 5
+
+
+def _inputs(g: Geometry, queries: int, key: jax.Array) -> tuple[Any, ...]:
+    """Queries, new tokens, their rotation, empty pages, block tables, and where the queries start."""
+    tokens = 2 * TRIAL_PAGES * g.page_size
+    parts = jax.random.split(key, 3)
+    q = jax.random.normal(parts[0], (2, queries, g.heads, g.head_dim), g.dtype)
+    qkv = jax.random.normal(parts[1], (tokens, g.heads + 2 * g.kv_heads, g.head_dim), g.dtype)
+    angles = jax.random.uniform(parts[2], (tokens, 1, g.head_dim // 2), jnp.float32, 0, 6)
+    pages = empty_pages(g, 1 + 2 * TRIAL_PAGES)
+    tables = 1 + jnp.arange(2 * TRIAL_PAGES, dtype=jnp.int32).reshape(2, -1)
+    # with one query the sequences end at different places; with more, a block lies across pages
+    starts = jnp.asarray([g.page_size // 2, TRIAL_PAGES * g.page_size - max(queries, 3)], jnp.int32)
+    return q, qkv, (jnp.cos(angles), jnp.sin(angles)), pages, tables, starts
+
+
+def _places(g: Geometry) -> tuple[jax.Array, jax.Array]:
+    index = jnp.arange(2 * TRIAL_PAGES * g.page_size, dtype=jnp.int32)
+    return 1 + index // g.page_size, index % g.page_size
