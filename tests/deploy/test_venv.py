@@ -13,7 +13,7 @@ INTERPRETER = """#!/bin/sh
 case "$*" in
     -I*) echo "$0" ;;
     --version) echo "Python 3.12.0" ;;
-    "-m venv --clear .venv") echo new >> "$LOG"; rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+    "-m venv --clear "*) echo new >> "$LOG"; rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
     -m*) for last; do :; done; echo "$last" >> "$LOG"; [ "$last" != "${FAILING:-}" ] ;;
 esac
 """
@@ -72,3 +72,18 @@ def test_builds_anew_in_a_moved_checkout(checkout):
 def test_a_failed_build_is_not_taken_for_a_whole_one(checkout):
     assert build(checkout, "server", failing=".[server]") == [*NEW, ".[server]"]
     assert build(checkout, "server") == [*NEW, ".[server]"]
+
+
+def test_the_floor_has_an_environment_of_its_own(checkout):
+    assert build(checkout, "--floor", "test") == [*NEW, ".[test]"]
+    assert build(checkout, "--floor", "test") == []
+    assert build(checkout, "test") == [*NEW, ".[test]"]
+    pins = (checkout / ".venv-floor" / "constraints.txt").read_text().splitlines()
+    assert [line for line in pins if line.startswith(("jax=", "jaxlib="))] == ["jax==0.11.2", "jaxlib==0.11.2"]
+    others = (checkout / "deploy" / "constraints.txt").read_text().splitlines()
+    assert {line for line in others if not line.startswith(("jax=", "jaxlib="))} <= set(pins)
+
+
+def test_the_floor_is_what_the_project_allows(checkout):
+    floor = (checkout / "deploy" / "floor.txt").read_text()
+    assert f"jax>={floor.split('jax==')[1].split()[0]}," in (checkout / "pyproject.toml").read_text()
