@@ -158,14 +158,14 @@ def test_results_are_rounded_once(rows, block_k):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block_k", [64, 128, 256])
-@pytest.mark.parametrize("rows", [1, 8, 17, 64, 65, 256, 300])
+@pytest.mark.parametrize("rows", [1, 17, 64, 65, 300])
 @pytest.mark.parametrize("group", [None, 32, 64, 128])
 @pytest.mark.parametrize("method", DTYPES)
 def test_kernels_equal_numpy_at_every_shape(method, group, rows, block_k):
     if rows <= 64 and block_k == 64:
         return
     for splits, stages, block_t in [(1, 1, 64), (2, 2, 128), (3, 3, 128)]:
-        if rows > 64 and block_k == 256 and stages == 3:
+        if rows > 64 and block_k == 256 and stages > 1:
             continue  # more than shared memory holds
         if splits <= 512 // block_k:
             config = SHARED(block_k=block_k, stages=stages, splits=splits, block_t=block_t)
