@@ -138,7 +138,7 @@ def _multiply_tile(
                     plgpu.wgmma(accumulator, mine, x_smem.at[slot].T)
                     plgpu.wgmma_wait(1)  # the step before this one is done
 
-                    @pl.when(index > 0)
+                    @pl.when((index > 0) & (index - 1 + stages < steps))
                     def _release() -> None:
                         plgpu.barrier_arrive(consumed.at[lax.rem(index - 1, stages)])
 
