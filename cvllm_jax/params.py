@@ -62,6 +62,10 @@ class GenerationParams:
     """Return this many most likely alternatives a position (at most 20); needs ``logprobs``."""
     seed: int | None = None
     """Any integer of 64 bits, signed or not. The same request with the same seed draws the same tokens."""
+    grammar: Any = None
+    """What the answer must match: a grammar of :mod:`cvllm_jax.grammar`, such as ``JsonSchemaGrammar(schema)``."""
+    skip_special_tokens: bool = True
+    """Leave control tokens out of the text. Parsers of tool calls need some of them."""
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0.0, 1e6)
@@ -84,7 +88,7 @@ class GenerationParams:
             raise GenerationError("top_logprobs needs logprobs=True", param="top_logprobs")
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        for name in ("ignore_eos", "logprobs"):
+        for name in ("ignore_eos", "logprobs", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise GenerationError(f"{name} must be true or false, not {shown(getattr(self, name))}", param=name)
         _sequence("stop_sequences", self.stop_sequences, "strings")

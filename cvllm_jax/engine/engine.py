@@ -273,7 +273,7 @@ class InferenceEngine:
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             end_tokens=end_tokens,
             seed=(seed & 0xFFFFFFFF, seed >> 32),
-            decoder=Detokenizer(self.tokenizer),
+            decoder=Detokenizer(self.tokenizer, params.skip_special_tokens),
             report=_nobody,
         )
 
