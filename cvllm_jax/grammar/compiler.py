@@ -106,7 +106,7 @@ class GrammarCompiler:
                 raise GrammarError(_explained(state.get_error()))
             return state
 
-        compiled = CompiledGrammar(build, self._vocabulary.size)
+        compiled = CompiledGrammar(build, self._vocabulary.size, self._vocabulary.end_tokens)
         # Two steps find what is too large only once it is used, and an answer that can never begin.
         matcher = compiled.matcher()
         mask = np.zeros((self._vocabulary.size + 31) // 32, np.uint32)

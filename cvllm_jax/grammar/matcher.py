@@ -27,12 +27,13 @@ class CompiledGrammar:
     an answer that meets the limit goes on with a new one.
     """
 
-    def __init__(self, build: Callable[[], LLMatcher], vocabulary_size: int) -> None:
+    def __init__(self, build: Callable[[], LLMatcher], vocabulary_size: int, end_tokens: frozenset[int]) -> None:
         self._build = build
         self._state: LLMatcher | None = build()
         self._generation = 0
         self._lock = threading.Lock()
         self.vocabulary_size = vocabulary_size
+        self.end_tokens = end_tokens
 
     def matcher(self) -> Matcher:
         """The state of a new answer."""
@@ -64,10 +65,11 @@ class Matcher:
         self._grammar = grammar
         self._state, self._generation = grammar.start()
         self._tokens: list[int] = []
+        self._ended = False  # by an end token after the grammar was finished, which the engine does not know of
         self._words = (grammar.vocabulary_size + 31) // 32
 
     def mask(self, out: NDArray[np.uint32]) -> None:
-        """Write which tokens may come next.
+        """Write which tokens may come next; where the text is forced, only the token that usually writes it.
 
         Arguments:
             out: ``[ceil(V / 32)]``, contiguous; token ``t`` is bit ``t % 32`` of word ``t // 32``. End tokens are
@@ -85,6 +87,10 @@ class Matcher:
 
     def advance(self, token: int) -> bool:
         """Take a token; false, and nothing has changed, if the grammar does not allow it."""
+        if self.finished:  # the engine takes nothing more then, though its masks allow the end
+            ends = token in self._grammar.end_tokens and not self._ended
+            self._ended |= ends
+            return ends
         taken = self._state.try_consume_tokens([token])
         if self._failed():
             self._renew()
@@ -105,8 +111,12 @@ class Matcher:
 
     def rollback(self, count: int) -> None:
         """Take back the last tokens, at most as many as were taken."""
-        if not 0 <= count <= len(self._tokens):
-            raise ValueError(f"of {len(self._tokens)} tokens {count} cannot be taken back")
+        taken = len(self._tokens) + self._ended
+        if not 0 <= count <= taken:
+            raise ValueError(f"of {taken} tokens {count} cannot be taken back")
+        if self._ended and count:
+            self._ended = False
+            count -= 1
         if not count:
             return
         del self._tokens[-count:]
@@ -117,7 +127,7 @@ class Matcher:
         """An independent matcher in the same state."""
         copied = type(self)(self._grammar)
         copied._state, copied._generation = self._state.deep_copy(), self._generation
-        copied._tokens = self._tokens.copy()
+        copied._tokens, copied._ended = self._tokens.copy(), self._ended
         return copied
 
     @property

@@ -86,7 +86,8 @@ def tool_call_grammar(
     """The grammar for a model family whose calls are JSON between markers.
 
     Arguments:
-        begin, end: what stands around a call; each may be a control token's text. Both may be empty.
+        begin, end: what stands around a call; each may be a control token, but for the one that ends an answer. Both
+            may be empty.
         separator: what stands between two calls.
         tools: names with the schema of their arguments, which are an object always.
         at_least_one: the answer is calls and nothing else. Otherwise it is free text, in which ``begin`` starts a

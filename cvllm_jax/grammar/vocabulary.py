@@ -44,6 +44,7 @@ class Vocabulary:
         self.control_tokens = {name: token for token, name in tokenizer.control_tokens.items() if token < size}
         self.special_token_ids = sorted({*self.control_tokens.values(), *ends})
         self.eos_token_id = ends[0]
+        self.end_tokens = frozenset(ends)
         self.tokens = [tokenizer.token_bytes(token) for token in range(size)]
         for token in ends:
             self.tokens[token] = self.tokens[token] or b"<eos>"  # without a name it would be no token

@@ -1,0 +1,86 @@
+"""Other projects' JSON schemas with instances, where they are at hand.
+
+``CVLLM_CONFORMANCE`` names a folder with ``json_schema/*.jsonl.gz`` (lines of ``schema`` and ``tests``), and
+``JSON_SCHEMA_TEST_SUITE`` the official suite, as ``json/`` in the sdist of jsonschema is.
+
+The verdict on a value is the same for each spelling of it that is tried: as it stands and with the schema's order of
+properties, on one line and indented. A valid value needs one of them to be accepted, an invalid one none.
+"""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from answers import accepts
+
+from cvllm_jax.grammar import GrammarError, JsonSchemaGrammar
+
+DIALECTS = {
+    "draft4": "http://json-schema.org/draft-04/schema#",
+    "draft6": "http://json-schema.org/draft-06/schema#",
+    "draft7": "http://json-schema.org/draft-07/schema#",
+    "draft2019-09": "https://json-schema.org/draft/2019-09/schema",
+    "draft2020-12": "https://json-schema.org/draft/2020-12/schema",
+}
+
+#: Valid in the suite, and never written: numbers in another spelling than the usual, formats as mere annotations,
+#: parts of formats, and what ECMA 262 and Python read differently.
+NOT_WRITTEN = (
+    "const.json", "enum.json", "type.json", "format.json", "optional/ecmascript-regex.json",
+    "optional/float-overflow.json", "optional/zeroTerminatedFloats.json", "optional/bignum.json", "optional/format/",
+)  # fmt: skip
+#: Invalid in the suite for who decodes text in strings, which validators need not do, or has U+FEFF as a space.
+NOT_HEEDED = ("optional/content.json", "optional/ecmascript-regex.json")
+
+
+def folder(variable):
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no folder with cases")
+    return Path(os.environ[variable])
+
+
+def test_schemas_of_many_sources(compiler, tokenizer):
+    wrong, refused, verdicts = [], {}, 0
+    paths = sorted((folder("CVLLM_CONFORMANCE") / "json_schema").glob("*.jsonl.gz"))
+    cases = [json.loads(line) for path in paths for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for case in cases:
+        try:
+            grammar = compiler.compile(JsonSchemaGrammar(case["schema"]))
+        except GrammarError as error:
+            refused[case["name"]] = str(error)
+            continue
+        for test in case["tests"]:
+            verdicts += 1
+            if accepts(grammar, tokenizer, case["schema"], test["data"]) != test["valid"]:
+                wrong.append((case["name"], test["valid"], json.dumps(test["data"])[:200]))
+    print(f"\n{len(cases)} schemas, {len(refused)} refused, {verdicts} verdicts", *refused.items(), sep="\n")
+    assert not wrong, "\n".join(map(str, wrong))
+    assert len(refused) < 0.04 * len(cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", DIALECTS)
+def test_the_official_suite(compiler, tokenizer, draft):
+    wrong, refused, accepted = [], 0, 0
+    root = folder("JSON_SCHEMA_TEST_SUITE") / "tests" / draft
+    for path in sorted(root.rglob("*.json")):
+        name = path.relative_to(root).as_posix()
+        for case in json.loads(path.read_text(encoding="utf-8")):
+            schema = case["schema"]
+            if isinstance(schema, dict):
+                schema = {"$schema": DIALECTS[draft], **schema}
+            try:
+                grammar = compiler.compile(JsonSchemaGrammar(schema))
+            except GrammarError:
+                refused += 1
+                continue
+            accepted += 1
+            for test in case["tests"]:
+                if name.startswith(NOT_WRITTEN if test["valid"] else NOT_HEEDED):
+                    continue
+                if accepts(grammar, tokenizer, schema, test["data"]) != test["valid"]:
+                    wrong.append((name, case["description"], test["description"]))
+    assert not wrong, "\n".join(map(str, wrong))
+    assert accepted > refused
