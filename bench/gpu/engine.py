@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from bench.gpu.report import Report
 from cvllm_jax import EngineConfig, GenerationParams, InferenceEngine
+from cvllm_jax.engine.devices import page_bytes
 
 LENGTHS = Path(__file__).parent / "conversation_lengths.json"
 
@@ -46,7 +46,8 @@ class EngineBench:
         self.info = self.engine.model_info()
         self.compiled = self.engine.stats().compilations
         report.facts(model=model, parameters=self.info.parameters, dtype=self.info.dtype, settings=settings)
-        report.facts(steps=self.compiled, pages=self.engine.stats().pages_total)
+        kernels = self.engine.runner.settings.kernels._asdict()
+        report.facts(steps=self.compiled, pages=self.engine.stats().pages_total, kernels=kernels)
         self.rng = np.random.default_rng(0)
 
     def cases(self) -> Iterator[tuple[str, Callable[[Add], None]]]:
@@ -173,8 +174,8 @@ class EngineBench:
 
     @property
     def kv_bytes_of_token(self) -> int:
-        size = jnp.dtype(self.engine.runner.settings.cache_dtype).itemsize
-        return 2 * self.info.num_layers * self.info.num_key_value_heads * self.info.head_dim * size
+        runner = self.engine.runner
+        return page_bytes(runner.config, runner.settings.geometry) // runner.settings.page_size
 
     @property
     def prefill_flops(self) -> int:

@@ -20,6 +20,8 @@ from pallas_kernels.benchmarking import Case
 #: Sets of inputs: so many that the device's cache holds none from call to call, and that one program runs about this
 #: long where memory moves 4 TB/s and matrices multiply at 800 TFLOP/s.
 SETS_BYTES, SETS_SECONDS, MOST_SETS = 512 << 20, 1e-3, 32
+#: What is timed beside the kernel gets by with fewer: XLA takes its time to compile many of them.
+OTHERS_SETS = 4
 #: Memory that the sets may take.
 MEMORY = 8 << 30
 
@@ -42,7 +44,7 @@ def measure(case: Case, add: Callable[..., None], *, tiny: bool) -> None:
     key, make = jax.random.key(seed), jax.jit(case.inputs)
     first = make(key)
     with interpreted():
-        add(**_check(case, first))
+        add(**check(case, first))
         count = _sets(case, sum(array.nbytes for array in first), tiny=tiny)
         sets = [first, *(make(jax.random.fold_in(key, index)) for index in range(1, count))]
         del first
@@ -53,7 +55,7 @@ def measure(case: Case, add: Callable[..., None], *, tiny: bool) -> None:
         functions |= {f"{name} ": peer for name, peer in case.peers.items()}
         for prefix, function in functions.items():
             # the interpreter knows one kernel at a time, and XLA:CPU would run two at once
-            chosen = sets[:1] if tiny and not prefix else sets
+            chosen = sets[:OTHERS_SETS] if prefix else sets[:1] if tiny else sets
             try:
                 timing = time_program(_program(function, chosen, case.donated), len(chosen), **limits)
             except Exception as error:
@@ -101,7 +103,8 @@ def _sets(case: Case, size: int, *, tiny: bool) -> int:
     return max(1, min(wanted, MOST_SETS, MEMORY // size))
 
 
-def _check(case: Case, arrays: tuple[jax.Array, ...]) -> dict[str, Any]:
+def check(case: Case, arrays: tuple[jax.Array, ...]) -> dict[str, Any]:
+    """Errors of the kernel on these inputs; ``status`` is "wrong" where one is over the case's tolerance."""
     kernel, reference = jax.jit(case.kernel), jax.jit(case.reference)
     with jax.default_matmul_precision("highest"):
         expected = case.checked(jax.block_until_ready(reference(*arrays)))
