@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -96,9 +97,27 @@ def _devices() -> Iterator[Remedy]:
             _row(name, device.device_kind)
             most = show_bytes(int(available_memory() * CPU_SHARE))
             _row("", f"KV cache by default: up to {most} and {CPU_TOKENS:,} tokens")
+        for line in _kernels(device):
+            _row("", line)
     has_nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if has_nvidia and all(device.platform != "gpu" for device in devices):
         yield Remedy("JAX for the NVIDIA GPU of this machine", f"{_pip()} install 'cvllm-jax[cuda]'")
+
+
+def _kernels(device: Any) -> Iterator[str]:
+    """What an engine would run on a device for a model like Llama 3.1 8B, tried there where it is a kernel, and why."""
+    import jax.numpy as jnp
+
+    from cvllm_jax.checkpoints.cache import cache_dir
+    from cvllm_jax.engine.kernels import Geometry, choose_kernels
+
+    typical = Geometry(
+        heads=32, kv_heads=8, head_dim=128, page_size=16, dtype=jnp.bfloat16, cache_dtype=jnp.bfloat16
+    )
+    choices = choose_kernels(typical, device, store=cache_dir() / "kernel-trials")
+    for name, choice in (("attention", choices.attention), ("writing the KV cache", choices.kv_write)):
+        kind = {"xla": "XLA", "hopper": "Pallas kernel for Hopper"}[choice.implementation]
+        yield f"{name}: {kind}, because {choice.reason}"
 
 
 def _memory() -> Iterator[Remedy]:
