@@ -62,7 +62,7 @@ class Checkpoint:
     """File stem, folder name or hub id."""
     path: Path
     """The GGUF file, or the folder."""
-    format: Literal["gguf", "safetensors", "dummy"]
+    format: Literal["gguf", "safetensors", "dummy", "scripted"]
     config: dict[str, Any]
     """In the keys of a Hugging Face ``config.json``, also where it comes from GGUF metadata."""
     eos_token_ids: tuple[int, ...]

@@ -17,7 +17,7 @@ from cvllm_jax.checkpoints.folder import read_config
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import DeviceError, ModelLoadError, shown
 
-__all__ = ["SHAPES", "open_dummy", "random_weights"]
+__all__ = ["SHAPES", "NoWeights", "open_dummy", "random_weights"]
 
 #: What Hugging Face folders initialise weights with: logits stay near 1, whatever the depth.
 STANDARD_DEVIATION = 0.02
@@ -111,7 +111,7 @@ def open_dummy(source: str) -> Checkpoint:
         generation_defaults={},
         tensors={},
         fingerprint=f"dummy {source}",
-        _weights=_NoWeights(),
+        _weights=NoWeights(),
     )
 
 
@@ -155,11 +155,11 @@ def _fill(shape: tuple[int, ...], dtype: Any, constant: float | None, index: jax
     return (jax.random.normal(key, shape, jnp.float32) * STANDARD_DEVIATION).astype(dtype)
 
 
-class _NoWeights:
+class NoWeights:
     """What a checkpoint without tensors reads them with."""
 
     def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> np.ndarray:
-        raise ModelLoadError(f"a model with random weights has no tensor {name!r} to read")
+        raise ModelLoadError(f"this checkpoint has no tensor {name!r} to read")
 
     def close(self) -> None:
         """Nothing is open."""

@@ -133,7 +133,7 @@ def environment_key() -> str:
         digest.update(part.encode() + b"\0")
     digest.update(os.environ.get("XLA_FLAGS", "").encode())
     package = Path(__file__).resolve().parents[1]
-    for folder in (package / "engine", package / "models", package.parent / "pallas_kernels"):
+    for folder in (package / "engine", package / "models", package / "testing", package.parent / "pallas_kernels"):
         for source in sorted(folder.rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()
