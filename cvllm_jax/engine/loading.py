@@ -36,6 +36,7 @@ from cvllm_jax.engine.runner import Runner, RunnerSettings
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo
+from cvllm_jax.testing import SCHEME, SCRIPTED, ScriptedCheckpoint, open_scripted
 from cvllm_jax.text import ChatTemplate, Tokenizer
 from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer
 
@@ -71,7 +72,7 @@ def load(config: EngineConfig) -> Loaded:
     dtype = resolve_dtype(config.dtype, device)
     checkpoint = _open(config)
     try:
-        family = family_for(checkpoint.config)
+        family = SCRIPTED if isinstance(checkpoint, ScriptedCheckpoint) else family_for(checkpoint.config)
         model_config = family.config(checkpoint.config)
         tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
@@ -115,6 +116,10 @@ def load(config: EngineConfig) -> Loaded:
 
 
 def _open(config: EngineConfig) -> Checkpoint:
+    if config.model_path.startswith(SCHEME):
+        if config.load_format != "auto" or config.revision is not None:
+            raise ConfigError("a scripted model takes neither a load_format nor a revision", param="model_path")
+        return open_scripted(config.model_path)
     if config.load_format == "auto":
         return open_checkpoint(config.model_path, revision=config.revision, progress=config.progress)
     if config.revision is not None:
@@ -126,6 +131,8 @@ def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTe
     if checkpoint.format == "dummy":
         tokenizer = byte_tokenizer(model.vocab_size)
         return tokenizer, ChatTemplate(BYTE_CHAT_TEMPLATE, tokenizer=tokenizer)
+    if isinstance(checkpoint, ScriptedCheckpoint):
+        return checkpoint.tokenizer, checkpoint.chat_template
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     return tokenizer, ChatTemplate.from_checkpoint(checkpoint, tokenizer)
 
@@ -149,6 +156,8 @@ def _weights(
     try:
         if checkpoint.format == "dummy":
             weights = random_weights(structs, shardings, config.progress)
+        elif isinstance(checkpoint, ScriptedCheckpoint):
+            weights = {name: jax.device_put(checkpoint.weights[name], shardings[name]) for name in names}
         else:
             rules = importlib.import_module(f"cvllm_jax.checkpoints.mappings.{family.name}").RULES
             weights = load_weights(
