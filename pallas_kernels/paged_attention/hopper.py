@@ -23,8 +23,9 @@ from pallas_kernels.paged_attention.config import HopperConfig
 from pallas_kernels.paged_attention.reference import MASKED
 
 __all__ = [
-    "COLUMN_LAYOUT", "LOG2E", "ROWS", "TILE_LAYOUT", "Carry", "Ring", "Tiles", "accumulate", "barrier", "check", "drop",
-    "fetch", "initial", "logits", "matmul", "over_columns", "over_rows", "ring", "soften", "swizzled", "widen",
+    "COLUMN_LAYOUT", "LOG2E", "ROWS", "ROW_LAYOUT", "TILE_LAYOUT", "Carry", "Ring", "Tiles", "accumulate", "barrier",
+    "check", "drop", "fetch", "fill", "initial", "logits", "matmul", "over_columns", "over_rows", "ring", "soften",
+    "swizzled", "widen",
 ]  # fmt: skip
 
 #: Rows of a wgmma tile, the smallest there is.

@@ -2,14 +2,14 @@
 
 The tokens that are attended to are cut into pieces of about equal length, whatever sequence they belong to, so that
 one long sequence does not hold the batch. A thread block of one warpgroup attends from the G queries of a kv head to
-one piece and writes its running maximum, sum and unnormalised output in float32; XLA operations combine the pieces.
+one piece and writes its running maximum, sum and unnormalised output in float32; a second kernel merges the pieces.
 The queries are the first rows of a 64-row tile: decoding waits for memory, not for arithmetic. Nor does it need a
 warpgroup for the copies: while one thread block computes, the stages of the other one on its multiprocessor arrive.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +21,14 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.paged_attention import hopper
 from pallas_kernels.paged_attention.config import HopperConfig
-from pallas_kernels.paged_attention.hopper import COLUMN_LAYOUT, LOG2E, ROWS, TILE_LAYOUT, Carry, Ring, Tiles
+from pallas_kernels.paged_attention.hopper import COLUMN_LAYOUT, ROW_LAYOUT, ROWS, TILE_LAYOUT, Carry, Ring, Tiles
 from pallas_kernels.paged_attention.reference import MASKED
 
 __all__ = ["decode", "plan"]
+
+#: Columns that a thread block merges, and pieces that it reads at a time: few and many, so that reading the pieces of
+#: one long sequence takes little longer than reading one.
+MERGED_COLUMNS, MERGED_PIECES = 32, 8
 
 
 def decode(
@@ -60,25 +64,35 @@ def decode(
     K, S = k_pages.shape[1:3]
     G = N // K
     lengths = jnp.where(counts > 0, starts + 1, 0).astype(jnp.int32)
-    owner, work = plan(lengths, page_size=S, kv_heads=K, window=window, tokens=tiles.tokens, config=config)
-    # rows up to a multiple of 8, the height of a shared-memory tile
-    rows = -(-G // 8) * 8
-    grouped = jnp.pad(q.reshape(B, K, G, H), ((0, 0), (0, 0), (0, rows - G), (0, 0)))
-    out, top, total = plgpu.kernel(
+    ends, work = plan(lengths, page_size=S, kv_heads=K, window=window, tokens=tiles.tokens, config=config)
+    # the group up to a multiple of 8, the height of a shared-memory tile, and the rows of all groups to one of 64
+    height = -(-G // 8) * 8
+    rows = -(-K * height // ROWS) * ROWS
+    grouped = jnp.pad(q.reshape(B, K, G, H), ((0, 0), (0, 0), (0, height - G), (0, 0)))
+    partial_results = plgpu.kernel(
         partial(_attend_piece, tiles=tiles, scale=scale, window=window, soft_cap=soft_cap),
         out_type=(
-            jax.ShapeDtypeStruct((len(owner), K, rows, H), jnp.float32),
-            jax.ShapeDtypeStruct((len(owner), K, ROWS), jnp.float32),
-            jax.ShapeDtypeStruct((len(owner), K, ROWS), jnp.float32),
+            jax.ShapeDtypeStruct((len(work), rows, H), jnp.float32),
+            jax.ShapeDtypeStruct((len(work), rows), jnp.float32),
+            jax.ShapeDtypeStruct((len(work), rows), jnp.float32),
         ),
-        grid=(K, len(owner)),
+        grid=(K, len(work)),
         grid_names=("head", "piece"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
     )(work, tables.astype(jnp.int32), grouped, (k_pages, v_pages), (k_scales, v_scales))
-    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, G)
-    combined = _combine(owner, out[:, :, :G], top[..., :G], total[..., :G], B, sinks)
-    return combined.astype(q.dtype).reshape(B, 1, N, H)
+    if sinks is not None:
+        sinks = jnp.pad(sinks.astype(jnp.float32).reshape(K, G), ((0, 0), (0, height - G))).reshape(K * height)
+        sinks = jnp.pad(sinks, (0, rows - K * height))
+    merged = plgpu.kernel(
+        _merge_pieces,
+        out_type=jax.ShapeDtypeStruct((B, rows, H), q.dtype),
+        grid=(B, rows // ROWS, H // MERGED_COLUMNS),
+        grid_names=("row", "tile", "part"),
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=interpret,
+    )(ends, sinks, *partial_results)
+    return merged[:, : K * height].reshape(B, K, height, H)[:, :, :G].reshape(B, 1, N, H)
 
 
 def plan(
@@ -89,12 +103,13 @@ def plan(
     window: int | None,
     tokens: int,
     config: HopperConfig,
-) -> tuple[Int[Array, "I"], Int[Array, "I 4"]]:
+) -> tuple[Int[Array, "B"], Int[Array, "I 4"]]:
     """Cut the sequences into pieces of about equal length, each of some pipeline steps of ``tokens``.
 
     Returns:
-      owner: the sequence of each piece, B for pieces that are not used. I is B + thread_blocks / kv_heads.
+      ends: of each sequence the piece after its last one; the first one comes after those of the sequence before.
       work: of each piece the sequence, the first page, the number of pipeline steps (0 if unused) and the length.
+        I is B + thread_blocks / kv_heads.
     """
     B = len(lengths)
     pages_per_step = tokens // page_size
@@ -113,28 +128,7 @@ def plan(
     begin, end = (part * steps[row] // parts for part in (index, index + 1))  # equal parts, not a short last one
     count = jnp.where(owner < B, end - begin, 0)
     work = jnp.stack([row, first[row] + begin * pages_per_step, count, lengths[row]], axis=1)
-    return owner, work.astype(jnp.int32)
-
-
-def _combine(
-    owner: Int[Array, "I"],
-    out: Float[Array, "I K G H"],
-    top: Float[Array, "I K G"],
-    total: Float[Array, "I K G"],
-    B: int,
-    sinks: Float[Array, "K G"] | None,
-) -> Float[Array, "B K G H"]:
-    """Softmax over pieces. A product with a 0-1 matrix, because scatters add in an order that changes between runs."""
-    mine = (owner == jnp.arange(B, dtype=jnp.int32)[:, None])[..., None, None]  # [B I 1 1]
-    best = jnp.where(mine, top, MASKED).max(1)  # [B K G]
-    if sinks is not None:
-        best = jnp.maximum(best, sinks)
-    weights = jnp.where(mine, jnp.exp(top - best[:, None]), 0.0)
-    norm = (weights * total).sum(1)
-    if sinks is not None:
-        norm += jnp.exp(sinks - best)
-    summed = jnp.einsum("bikg,ikgh->bkgh", weights, out, precision=lax.Precision.HIGHEST)
-    return summed / jnp.maximum(norm, 1e-30)[..., None]
+    return ends.astype(jnp.int32), work.astype(jnp.int32)
 
 
 class _Memory(NamedTuple):
@@ -154,7 +148,7 @@ def _attend_piece(
 ) -> None:  # fmt: skip
     """The kernel: one kv head of one piece."""
     head, piece = lax.axis_index("head"), lax.axis_index("piece")
-    (S, H), rows, quantized = pools[0].shape[2:], q_ref.shape[2], scales[0] is not None
+    (S, H), height, quantized = pools[0].shape[2:], q_ref.shape[2], scales[0] is not None
     stage = hopper.ring(
         tiles, H, pools[0].dtype, scaled=quantized, arrivals=tiles.tokens // S * (2 if quantized else 1)
     )  # fmt: skip
@@ -166,23 +160,29 @@ def _attend_piece(
         wide=(hopper.swizzled((tiles.tokens, H), q_ref.dtype),) * 2 if quantized else None,
         queries_ready=hopper.barrier(1),
     )
+    row, first_page, steps, length = (work_ref[piece, i] for i in range(4))
     walk = partial(
-        _walk, tables_ref, q_ref, pools, scales, head, *(work_ref[piece, i] for i in range(4)),
+        _walk, tables_ref, q_ref, pools, scales, head, row, first_page, steps, length,
         tiles=tiles, scale=scale, window=window, soft_cap=soft_cap,
     )  # fmt: skip
     top, total, acc = pl.run_scoped(walk, memory)
 
-    def write(out_smem: Any) -> None:
+    def write(out_smem: Any, top_smem: Any, total_smem: Any) -> None:
         for i, part in enumerate(acc):
             out_smem[:, pl.ds(i * part.shape[1], part.shape[1])] = part
+        top_smem[...] = top
+        total_smem[...] = total
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(out_smem.at[pl.ds(0, rows)], out_ref.at[piece, head])
-        top_ref[piece, head] = top * (1 / LOG2E)
-        total_ref[piece, head] = total
+        rows, used = pl.ds(head * height, height), pl.ds(0, height)
+        for smem, ref in ((out_smem, out_ref), (top_smem, top_ref), (total_smem, total_ref)):
+            plgpu.copy_smem_to_gmem(smem.at[used], ref.at[piece, rows])
         plgpu.wait_smem_to_gmem(0)
 
-    # in the memory of the stages, which nobody reads any more
-    pl.run_scoped(write, hopper.swizzled((ROWS, H), jnp.float32))
+    @pl.when(steps > 0)  # nobody reads what unused pieces write
+    def _write() -> None:
+        # in the memory of the stages, which nobody reads any more
+        statistics = plgpu.SMEM((ROWS,), jnp.float32)
+        pl.run_scoped(write, hopper.swizzled((ROWS, H), jnp.float32), statistics, statistics)
 
 
 def _walk(
@@ -260,3 +260,51 @@ def _walk(
         plgpu.barrier_wait(memory.queries_ready)
 
     return lax.fori_loop(0, steps, step, hopper.initial(H))
+
+
+def _merge_pieces(
+    ends_ref: Any, sinks_ref: Any, out_ref: Any, top_ref: Any, total_ref: Any, merged_ref: Any
+) -> None:  # fmt: skip
+    """The kernel that makes one softmax of a sequence's pieces: some columns of 64 rows, whichever head they are of."""
+    row, rows = lax.axis_index("row"), pl.ds(lax.axis_index("tile") * ROWS, ROWS)
+    columns = pl.ds(lax.axis_index("part") * MERGED_COLUMNS, MERGED_COLUMNS)
+    end = ends_ref[row]
+    begin = jnp.where(row > 0, ends_ref[jnp.maximum(row - 1, 0)], 0)
+
+    def read(ref: Any, layout: Any) -> jax.Array:
+        return plgpu.load(ref, layout=layout, optimized=False)  # straight from global memory, once
+
+    def step(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, acc = carry
+        places = [begin + index * MERGED_PIECES + i for i in range(MERGED_PIECES)]
+        pieces = [jnp.minimum(place, end - 1) for place in places]
+        # a last piece that comes again weighs nothing
+        tops = [
+            read(top_ref.at[piece, rows], ROW_LAYOUT) + jnp.where(place < end, 0.0, MASKED)
+            for place, piece in zip(places, pieces, strict=True)
+        ]
+        totals = [read(total_ref.at[piece, rows], ROW_LAYOUT) for piece in pieces]
+        outs = [read(out_ref.at[piece, rows, columns], TILE_LAYOUT) for piece in pieces]
+        new_top = reduce(jnp.maximum, tops, top)
+        shrink = jnp.exp2(top - new_top)
+        total, acc = total * shrink, acc * hopper.over_rows(shrink, acc.shape)
+        for one_top, one_total, out in zip(tops, totals, outs, strict=True):
+            weight = jnp.exp2(one_top - new_top)
+            total, acc = total + weight * one_total, acc + hopper.over_rows(weight, acc.shape) * out
+        return new_top, total, acc
+
+    top, total, _ = hopper.initial(64)
+    acc = hopper.fill((ROWS, MERGED_COLUMNS), 0, TILE_LAYOUT)
+    if sinks_ref is not None:
+        top, total = read(sinks_ref.at[rows], ROW_LAYOUT) * hopper.LOG2E, total + 1
+    steps = lax.div(end - begin + MERGED_PIECES - 1, MERGED_PIECES)
+    _, total, acc = lax.fori_loop(0, steps, step, (top, total, acc))
+    acc *= hopper.over_rows(1 / jnp.maximum(total, 1e-30), acc.shape)
+
+    def write(smem: Any) -> None:
+        smem[...] = acc.astype(smem.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(smem, merged_ref.at[row, rows, columns])
+        plgpu.wait_smem_to_gmem(0)
+
+    pl.run_scoped(write, hopper.swizzled(acc.shape, merged_ref.dtype))

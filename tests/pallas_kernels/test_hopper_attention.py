@@ -174,10 +174,21 @@ def test_decoding_equals_the_reference_at_every_shape(case):
     check_decode(**case)
 
 
+#: Starts and counts of blocks, and the queries that there is room for.
+BLOCKS = [
+    ([0, 247, 500], [64, 81, 1], 128),
+    ([0, 128, 256], [128, 128, 70], 128),
+    ([330, 0, 3], [192, 0, 129], 192),
+    ([65, 400], [64, 3], 64),
+    ([31, 190], [100, 99], 100),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", grid(decoding=False), ids=str)
-def test_prefill_equals_the_reference_at_every_shape(case):
-    check([0, 247, 500], [64, 81, 1], queries=128, **case)
+@pytest.mark.parametrize(("blocks", "case"), list(zip(itertools.cycle(BLOCKS), grid(decoding=False))), ids=str)
+def test_prefill_equals_the_reference_at_every_shape(blocks, case):
+    starts, counts, queries = blocks
+    check(starts, counts, queries=queries, **case)
 
 
 @pytest.mark.parametrize(
@@ -198,14 +209,14 @@ def test_pieces_and_stages_of_every_size(config):
 @pytest.mark.parametrize("lengths", [[0], [1], [131072], [0, 0, 0], [131072, 1, 0, 1], [64, 65, 4096] * 20])
 def test_pieces_cover_each_page_once(lengths, window):
     page_size, config = 16, HopperConfig()
-    owner, work = plan(
-        jnp.array(lengths, jnp.int32), page_size=page_size, kv_heads=8, window=window, tokens=64, config=config
-    )  # fmt: skip
-    assert len(owner) == len(work) == len(lengths) + config.thread_blocks // 8
+    cut = partial(plan, page_size=page_size, kv_heads=8, window=window, tokens=64, config=config)
+    ends, work = jax.jit(cut)(jnp.array(lengths, jnp.int32))
+    assert len(work) == len(lengths) + config.thread_blocks // 8
     per_step = 64 // page_size
     covered = [[] for _ in lengths]
-    for piece, (row, first, steps, length) in zip(owner.tolist(), work.tolist(), strict=True):
-        assert length == lengths[row] and steps >= 0 and (piece == row or steps == 0)
+    for piece, (row, first, steps, length) in enumerate(work.tolist()):
+        assert length == lengths[row] and steps >= 0
+        assert steps == 0 or (ends[row - 1] if row else 0) <= piece < ends[row]
         covered[row] += range(first, first + steps * per_step)
     for length, pages in zip(lengths, covered, strict=True):
         first = 0 if window is None else max(length - window, 0) // page_size
@@ -230,11 +241,11 @@ def lower(arrays, **options):
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_every_head_dim_lowers_for_cuda(head_dim, quantized):
-    """What runs when no config is given; pages of 16 tokens are the longest programs."""
+    """What runs when no config is given."""
     everything = {"window": 100, "soft_cap": 30.0, "sinks": jnp.zeros(64)}
-    for group, page_size, queries, options in [(4, 64, 1, {}), (16, 16, 1, everything), (16, 32, 128, everything)]:
-        arrays = abstract(head_dim, page_size, group, queries=queries, quantized=quantized)
-        assert "mosaic_gpu" in lower(arrays, implementation="hopper", **options)
+    for queries in (1, 128):
+        arrays = abstract(head_dim, 16, 16, queries=queries, quantized=quantized)
+        assert "mosaic_gpu" in lower(arrays, implementation="hopper", **everything)
 
 
 @pytest.mark.slow
@@ -247,7 +258,7 @@ def test_every_variant_lowers_for_cuda(head_dim, page_size, quantized):
         arrays = abstract(head_dim, page_size, next(groups), queries=queries, quantized=quantized)
         config = HopperConfig(block_kv=block_kv, stages=1)
         if not fits(*arrays[:3], config):
-            assert queries == block_kv == 128 and head_dim * (1 + quantized) >= 256
+            assert block_kv == 128 and head_dim == 256
             continue
         sinks = None if soft_cap is None else jnp.zeros(arrays[0].shape[2])
         options = {"window": window, "soft_cap": soft_cap, "sinks": sinks, "config": config}
@@ -268,6 +279,22 @@ def test_every_variant_lowers_for_cuda(head_dim, page_size, quantized):
 def test_what_the_kernel_cannot_do_is_refused_by_name(arrays, config, message):
     with pytest.raises(ValueError, match=message):
         lower(arrays, implementation="hopper", config=config)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "stages"),
+    [
+        ({"head_dim": 64}, 64, 4),
+        ({"head_dim": 128}, 64, 2),
+        ({"head_dim": 128, "quantized": True}, 64, 3),
+        ({"head_dim": 128, "queries": 128}, 128, 2),
+        ({"head_dim": 128, "queries": 128, "quantized": True}, 64, 3),
+        ({"head_dim": 256, "queries": 128, "quantized": True}, 64, 1),
+    ],
+    ids=str,
+)
+def test_sizes_follow_from_shared_memory(shape, tokens, stages):
+    assert limits(*abstract(page_size=16, group=4, **shape)[:3]) == (tokens, stages)
 
 
 @pytest.mark.parametrize("option", [{"block_kv": 96}, {"stages": 0}, {"thread_blocks": 0}, {"min_tokens": 0}])
