@@ -1,6 +1,6 @@
 """Rotary embedding of new queries and keys, and the write of new keys and values into the pages of a KV cache."""
 
-from pallas_kernels.kv_write.api import Implementation, choose_implementation, rotate_and_write, write_kv
+from pallas_kernels.kv_write.api import Implementation, choose_implementation, rotate_and_write
 from pallas_kernels.kv_write.pages import KvPages
 
-__all__ = ["Implementation", "KvPages", "choose_implementation", "rotate_and_write", "write_kv"]
+__all__ = ["Implementation", "KvPages", "choose_implementation", "rotate_and_write"]

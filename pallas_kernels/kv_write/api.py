@@ -12,7 +12,7 @@ from pallas_kernels.hardware import Choice, default_device, hopper_refusal
 from pallas_kernels.kv_write import reference
 from pallas_kernels.kv_write.pages import KvPages
 
-__all__ = ["Implementation", "choose_implementation", "rotate_and_write", "write_kv"]
+__all__ = ["Implementation", "choose_implementation", "rotate_and_write"]
 
 Implementation = Literal["auto", "xla", "hopper"]
 
@@ -111,16 +111,3 @@ def _check(qkv: Any, rope: tuple[Any, Any], pages: KvPages) -> None:
             raise ValueError(f"pages of {pages.k.dtype} {'need' if is_fp8 else 'have no'} scales")
         if scales is not None and (scales.shape != pages.k.shape[:3] or scales.dtype != jnp.float32):
             raise ValueError(f"scales must be float32{list(pages.k.shape[:3])}, not {scales.dtype}{list(scales.shape)}")
-
-
-def write_kv(
-    pages: Float[Array, "P K S H"],
-    new: Float[Array, "T K H"],
-    page: Int[Array, "T"],
-    offset: Int[Array, "T"],
-) -> Float[Array, "P K S H"]:
-    """Write one layer's new keys (or values) of T tokens; token t goes to ``pages[page[t], :, offset[t]]``.
-
-    Updates in place where the compiler may reuse ``pages``. Tokens that are padding name a page that nobody reads.
-    """
-    return reference.write_kv(pages, new, page, offset)

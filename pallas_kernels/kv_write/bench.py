@@ -1,7 +1,4 @@
-"""What to measure: whether the kernel is ahead of XLA's rotation and scatter, and how far from copying.
-
-Not measured yet. Where the scatter turns out as fast, it is to stay and the kernel to go.
-"""
+"""Cases for ``python -m bench.gpu``: is the kernel ahead of XLA's rotation and scatter, and how far from copying?"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A thread block of one warpgroup does one token: TMA brings its heads to shared memory, and takes the queries to the
 output and the keys and values to the token's place, one copy for the places in all kv heads. What is rotated lies in
 shared memory in planes, the left and the right halves of the rotated dimensions and the rest of the head, so that the
-pairs to rotate meet in one thread.
+pairs to rotate meet in one thread. Not measured yet: where XLA's scatter is as fast, it is to stay.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.kv_write.pages import KvPages
 
-__all__ = ["LARGEST", "SMALLEST_PEAK", "quantize", "rotate", "rotate_and_write", "write_kv"]
+__all__ = ["LARGEST", "SMALLEST_PEAK", "quantize", "rotate", "rotate_and_write"]
 
 #: Largest number of float8_e4m3fn.
 LARGEST = 448.0
@@ -32,13 +32,13 @@ def rotate_and_write(
     q, k = rotate(q, rope).astype(qkv.dtype), rotate(k, rope)
     if pages.k_scales is None or pages.v_scales is None:
         k = k.astype(qkv.dtype)
-        return q, KvPages(write_kv(pages.k, k, page, offset), write_kv(pages.v, v, page, offset))
+        return q, KvPages(_write(pages.k, k, page, offset), _write(pages.v, v, page, offset))
     (k, k_scale), (v, v_scale) = quantize(k), quantize(v.astype(jnp.float32))
     return q, KvPages(
-        write_kv(pages.k, k, page, offset),
-        write_kv(pages.v, v, page, offset),
-        write_kv(pages.k_scales, k_scale, page, offset),
-        write_kv(pages.v_scales, v_scale, page, offset),
+        _write(pages.k, k, page, offset),
+        _write(pages.v, v, page, offset),
+        _write(pages.k_scales, k_scale, page, offset),
+        _write(pages.v_scales, v_scale, page, offset),
     )
 
 
@@ -62,13 +62,13 @@ def quantize(x: Float[Array, "T K H"]) -> tuple[Float[Array, "T K H"], Float[Arr
     return stored.astype(jnp.float8_e4m3fn), peak * (1 / LARGEST)
 
 
-def write_kv(
+def _write(
     pages: Float[Array, "P K S *H"],
     new: Float[Array, "T K *H"],
     page: Int[Array, "T"],
     offset: Int[Array, "T"],
 ) -> Float[Array, "P K S *H"]:
-    """See :func:`pallas_kernels.kv_write.write_kv`."""
+    """Token t goes to ``pages[page[t], :, offset[t]]``."""
     new = new.astype(pages.dtype)
     if pages.dtype.itemsize > 1:
         return _scatter(pages, new, page, offset)

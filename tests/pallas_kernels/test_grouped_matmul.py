@@ -115,7 +115,7 @@ def test_the_kernel_multiplies_each_row_with_its_expert(sizes, shape, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block_t", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES[-3:], ids=str)
 def test_the_kernel_multiplies_each_row_with_its_expert_in_tiles_of_every_size(sizes, block_t):
     for outputs, width, block_k, stages in [(64, 128, 64, 2), (128, 512, 128, 2), (192, 192, 64, 2)]:
         config = HopperConfig(block_t=block_t, block_k=block_k, stages=stages)
