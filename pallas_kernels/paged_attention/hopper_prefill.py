@@ -145,6 +145,11 @@ def _attend(
             bring = _bring_stages if memory.stored is None else _bring_widened
             bring(tables_ref, pools, scales, memory, span, tiles)
 
+            @pl.loop(jnp.maximum(span.steps - tiles.stages, 0), span.steps)
+            def _see(index: jax.Array) -> None:  # the interpreter of JAX 0.11 wants each arrival seen
+                for done in memory.done:
+                    plgpu.barrier_wait(done.at[lax.rem(index, tiles.stages)])
+
     quantized, copies = scales[0] is not None, tiles.tokens // S
     stage = hopper.ring(tiles, H, q_ref.dtype, scaled=quantized, arrivals=1 if quantized else copies)
     stored = hopper.ring(tiles, H, pools[0].dtype, scaled=True, arrivals=2 * copies)
