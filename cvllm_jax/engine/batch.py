@@ -20,7 +20,7 @@ from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSe
 from cvllm_jax.engine.sampler import SamplingBatch
 from cvllm_jax.models.layers import BlockBatch, Kernels
 
-__all__ = ["AdmitLayout", "DecodeLayout", "Layout", "PrefillLayout"]
+__all__ = ["AdmitLayout", "DecodeLayout", "Layout", "PrefillLayout", "pack_masks"]
 
 
 class Layout:
@@ -67,6 +67,7 @@ def _sampling_fields(rows: int) -> dict[str, tuple[tuple[int, ...], type]]:
         "logprobs": ((rows,), _INT),
         "top_logprobs": ((rows,), _INT),
         "tracks_tokens": ((rows,), _INT),
+        "constrained": ((rows,), _INT),
     }
 
 
@@ -81,6 +82,7 @@ def _fill_sampling(
     views["seed"].view(np.uint32)[row] = settings.seed
     views["slot"][row] = slot
     views["forbid_end"][row] = forbid_end
+    views["constrained"][row] = settings.constrained
 
 
 def _sampling_batch(
@@ -101,7 +103,19 @@ def _sampling_batch(
         logprobs=fields["logprobs"] > 0,
         top_logprobs=fields["top_logprobs"] > 0,
         tracks_tokens=fields["tracks_tokens"] > 0,
+        constrained=fields["constrained"] > 0,
     )
+
+
+def pack_masks(masks: Items[bytes | None], rows: int, words: int) -> np.ndarray | None:
+    """What each row may choose as uint32 ``[rows, words]``; None if none is constrained."""
+    if not any(masks):
+        return None
+    packed = np.full((rows, words), 0xFFFFFFFF, np.uint32)
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            packed[row] = np.frombuffer(mask, np.uint32)
+    return packed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,16 @@ import contextlib
 import itertools
 import operator
 import secrets
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cvllm_jax.config import ConfigSettings, EngineConfig
+from cvllm_jax.engine.constraint import GrammarConstraint
 from cvllm_jax.engine.loading import load
 from cvllm_jax.engine.loop import Driver, EngineLoop
 from cvllm_jax.engine.pages import PageAllocator
@@ -33,6 +35,11 @@ from cvllm_jax.params import (
     RequestUpdate,
 )
 from cvllm_jax.text import ChatTemplate, Detokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from cvllm_jax.grammar import Grammar
+    from cvllm_jax.grammar.compiler import GrammarCompiler
+    from cvllm_jax.grammar.matcher import CompiledGrammar
 
 __all__ = ["InferenceEngine", "InferenceEngineBuilder"]
 
@@ -68,6 +75,8 @@ class InferenceEngine:
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
         self._updates: deque[RequestUpdate] = deque()
+        self._grammars: GrammarCompiler | None = None  # made when the first grammar comes
+        self._compiling = threading.Lock()
         self._totals = _Totals()
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -120,10 +129,29 @@ class InferenceEngine:
         """Text of token ids, without control tokens."""
         return self.tokenizer.decode(self._token_ids("tokens", tokens))
 
+    def compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
+        """A grammar for this model's vocabulary, from a cache where it was compiled before.
+
+        Requests with ``GenerationParams.grammar`` call this themselves. It takes milliseconds, or a second or two where
+        the grammar reaches its limits: call it in a thread first where an event loop must not wait.
+
+        Raises:
+          GrammarError: the grammar is invalid, too large, or has what cannot be enforced.
+          ConfigError: llguidance is not installed.
+        """
+        with self._compiling:
+            if self._grammars is None:
+                from cvllm_jax.grammar.compiler import GrammarCompiler
+
+                self._grammars = GrammarCompiler(self.tokenizer, self._info.eos_token_ids, self._info.vocab_size)
+        return self._grammars.compile(grammar)
+
     # --- generation ---
 
     async def generate(self, prompt: str | Items[int], params: GenerationParams | None = None) -> GenerationOutput:
         """Generate and return the whole output. Cancelling the task that waits ends the request."""
+        if params is not None and params.grammar is not None:
+            await asyncio.to_thread(self.compile_grammar, params.grammar)
         mailbox = Mailbox(asyncio.get_running_loop(), only_end=True)
         return await GenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request).finish()
 
@@ -132,7 +160,10 @@ class InferenceEngine:
         return SyncGenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request).finish()
 
     def generate_stream(self, prompt: str | Items[int], params: GenerationParams | None = None) -> GenerationStream:
-        """Generate token by token; call it where an event loop runs."""
+        """Generate token by token; call it where an event loop runs.
+
+        A grammar in the params is compiled here unless :meth:`compile_grammar` has done so.
+        """
         mailbox = Mailbox(asyncio.get_running_loop())
         return GenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request)
 
@@ -264,6 +295,7 @@ class InferenceEngine:
                 f"min_tokens with {len(end_tokens)} end tokens; at most {MAX_END_TOKENS} are supported",
                 param="stop_token_ids",
             )
+        constraint = None if params.grammar is None else self._constraint(params)
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         return Sequence(
             handle=RequestHandle(next(_ids)),
@@ -274,8 +306,16 @@ class InferenceEngine:
             end_tokens=end_tokens,
             seed=(seed & 0xFFFFFFFF, seed >> 32),
             decoder=Detokenizer(self.tokenizer, params.skip_special_tokens),
+            constraint=constraint,
             report=_nobody,
         )
+
+    def _constraint(self, params: GenerationParams) -> GrammarConstraint:
+        for name in ("min_tokens", "ignore_eos"):
+            if getattr(params, name):
+                message = f"{name} cannot go with a grammar, which decides where the answer ends"
+                raise GenerationError(message, param=name)
+        return GrammarConstraint(self.compile_grammar(params.grammar))
 
     def _token_ids(self, name: str, tokens: Items[int]) -> list[int]:
         """The tokens as integers of Python's own, whatever kind of integers and list they are."""

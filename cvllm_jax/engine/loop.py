@@ -144,6 +144,8 @@ class EngineLoop:
     def _iterate(self, ahead: int) -> bool:
         """Plan and dispatch a step, then read steps until at most ``ahead`` are unread."""
         self._take_messages()
+        while self._dispatched and self.scheduler.waits_for_tokens:
+            self._read_oldest()
         plan = self.scheduler.plan()
         if plan is not None:
             try:

@@ -29,6 +29,7 @@ class SamplingSettings:
     logprobs: bool
     top_logprobs: bool
     tracks_tokens: bool
+    constrained: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ class PrefillBlock:
     forbid_end: int
     """So many of the next tokens may not end the answer."""
     sampling: SamplingSettings
+    mask: bytes | None = None
+    """The tokens that a constrained sequence may choose, a bit each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class DecodeRow:
     """The sequence's block table, with room for every step."""
     forbid_end: int
     sampling: SamplingSettings
+    mask: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.config import Progress
-from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
+from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout, pack_masks
 from cvllm_jax.engine.devices import StepShapes, return_freed_memory
 from cvllm_jax.engine.kernels import Geometry, empty_pages
 from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput, check_plan
@@ -102,6 +102,10 @@ class Runner:
             )
             for blocks in settings.steps.prefill_blocks
         ]
+        self._words = -(-config.vocab_size // 32)
+        everything = partial(jnp.full, fill_value=0xFFFFFFFF, dtype=jnp.uint32, device=self._replicated)
+        sizes = {*settings.steps.decode_rows, *settings.steps.prefill_blocks}
+        self._unmasked = {rows: everything((rows, self._words)) for rows in sizes}
         self._admit_layout = AdmitLayout(settings.max_sequence_length, config.vocab_size, MAX_BIAS, MAX_END_TOKENS)
         self._cache: tuple[KvPages, ...]
         self._state: SamplerState
@@ -122,6 +126,7 @@ class Runner:
     def close(self) -> None:
         """Let go of weights, buffers and compiled steps, and give their memory back to the system."""
         self._leaves = self._cache = ()
+        self._unmasked = {}
         del self._state
         self.programs.clear()
         return_freed_memory()
@@ -137,13 +142,13 @@ class Runner:
         return self._leaves
 
     def _decode_step(self, layout: DecodeLayout, form: Form, steps: int) -> Callable[..., Any]:
-        def decode(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
+        def decode(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
             model = self.model(leaves)
 
             def step(ahead: jax.Array | int, cache: Any, state: SamplerState) -> Any:
                 batch, sampling = layout.unpack(vector, ahead)
                 hidden, cache = model(state.last_token[sampling.slot], cache, batch)
-                state, out = sample(model.logits(hidden), state, sampling, form=form)
+                state, out = sample(model.logits(hidden), state, sampling, mask, form=form)
                 return cache, state, out
 
             if steps == 1:
@@ -160,11 +165,12 @@ class Runner:
         return decode
 
     def _prefill_step(self, layout: PrefillLayout) -> Callable[..., Any]:
-        def prefill(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
+        def prefill(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
             tokens, batch, last, sampling = layout.unpack(vector)
             model = self.model(leaves)
             hidden, cache = model(tokens, cache, batch)
-            state, out = sample(model.logits(hidden[last]), state, sampling, form=self.settings.steps.prefill_form)
+            logits = model.logits(hidden[last])
+            state, out = sample(logits, state, sampling, mask, form=self.settings.steps.prefill_form)
             return cache, state, out
 
         return prefill
@@ -172,10 +178,14 @@ class Runner:
     def _admit_step(self, leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
         return cache, admit(state, self._admit_layout.unpack(vector))
 
-    def _program(self, name: str, step: Callable[..., Any], vector_size: int, *, loops: bool = False) -> Any:
+    def _program(
+        self, name: str, step: Callable[..., Any], vector_size: int, rows: int = 0, *, loops: bool = False
+    ) -> Any:
         def build() -> Any:
-            vector = jax.ShapeDtypeStruct((vector_size,), jnp.int32, sharding=self._replicated)
-            return jax.jit(step, donate_argnums=(1, 2)).lower(self._leaves, self._cache, self._state, vector)
+            arrays = [jax.ShapeDtypeStruct((vector_size,), jnp.int32, sharding=self._replicated)]
+            if rows:
+                arrays.append(jax.ShapeDtypeStruct((rows, self._words), jnp.uint32, sharding=self._replicated))
+            return jax.jit(step, donate_argnums=(1, 2)).lower(self._leaves, self._cache, self._state, *arrays)
 
         options = compiler_options(
             self._device, name.split()[0], enable_cuda_graph=self.settings.enable_cuda_graph, loops=loops,
@@ -189,10 +199,10 @@ class Runner:
             name += f" {form.value}"
         if steps > 1:
             name += f" x{steps}"
-        return self._program(name, self._decode_step(layout, form, steps), layout.size, loops=steps > 1)
+        return self._program(name, self._decode_step(layout, form, steps), layout.size, layout.rows, loops=steps > 1)
 
     def _prefill_program(self, layout: PrefillLayout) -> Any:
-        return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size)
+        return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size, layout.blocks)
 
     def _admit_program(self) -> Any:
         return self._program("admit", self._admit_step, self._admit_layout.size)
@@ -200,27 +210,30 @@ class Runner:
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load every step and run each on padding, until a GPU has recorded it."""
         shapes = self.settings.steps
-        steps: list[tuple[Callable[[], Any], np.ndarray]] = [
-            (partial(self._prefill_program, layout), layout.pack([])) for layout in self._prefill_layouts
+        steps: list[tuple[Callable[[], Any], np.ndarray, int]] = [
+            (partial(self._prefill_program, layout), layout.pack([]), layout.blocks)
+            for layout in self._prefill_layouts
         ]
         steps += [
-            (partial(self._decode_program, layout, form, count), layout.pack([]))
+            (partial(self._decode_program, layout, form, count), layout.pack([]), layout.rows)
             for layout in self._decode_layouts
             for form in shapes.decode_forms
             for count in shapes.decode_steps
         ]
-        for done, (program, vector) in enumerate(steps):
+        for done, (program, vector, rows) in enumerate(steps):
             if progress is not None:
                 progress("compiling steps", done, len(steps) + 1)
             for _ in range(shapes.warm_up_runs):
-                jax.block_until_ready(self._run(program(), vector))
+                jax.block_until_ready(self._run(program(), vector, [], rows))
         self._admit_program()
         if progress is not None:
             progress("compiling steps", len(steps) + 1, len(steps) + 1)
 
-    def _run(self, program: Any, vector: np.ndarray) -> jax.Array:
+    def _run(self, program: Any, vector: np.ndarray, masks: Items[bytes | None], rows: int) -> jax.Array:
+        packed = pack_masks(masks, rows, self._words)
+        mask = self._unmasked[rows] if packed is None else jax.device_put(packed, self._replicated)
         self._cache, self._state, out = program(
-            self._leaves, self._cache, self._state, jax.device_put(vector, self._replicated)
+            self._leaves, self._cache, self._state, jax.device_put(vector, self._replicated), mask
         )
         return out
 
@@ -244,7 +257,8 @@ class Runner:
         layout = next(layout for layout in self._decode_layouts if layout.rows >= len(rows))
         forms = self.settings.steps.decode_forms
         form = next(form for form in forms if all(form.serves(row.sampling) for row in rows))
-        return self._run(self._decode_program(layout, form, steps), layout.pack(rows)), rows
+        masks = [row.mask for row in rows]
+        return self._run(self._decode_program(layout, form, steps), layout.pack(rows), masks, layout.rows), rows
 
     def _dispatch_prefill(
         self, blocks: tuple[PrefillBlock, ...]
@@ -255,7 +269,8 @@ class Runner:
         for first in range(0, len(blocks), largest):
             part = blocks[first : first + largest]
             layout = next(layout for layout in self._prefill_layouts if layout.blocks >= len(part))
-            out = self._run(self._prefill_program(layout), layout.pack(part))
+            masks = [block.mask for block in part]
+            out = self._run(self._prefill_program(layout), layout.pack(part), masks, layout.blocks)
             dispatched.append((out, [(i, block.sampling) for i, block in enumerate(part) if block.choose]))
         return dispatched
 

@@ -65,6 +65,7 @@ class SamplingBatch:
     logprobs: Bool[Array, "R"]
     top_logprobs: Bool[Array, "R"]
     tracks_tokens: Bool[Array, "R"]
+    constrained: Bool[Array, "R"]
 
 
 @jax.tree_util.register_dataclass
@@ -100,9 +101,14 @@ def admit(state: SamplerState, fields: dict[str, jax.Array]) -> SamplerState:
 
 @jax.named_scope("sample")
 def sample(
-    logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch, *, form: Form = Form.CONDITIONAL
-) -> tuple[SamplerState, Int[Array, "R C"]]:
+    logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch, mask: UInt[Array, "R W"], *,
+    form: Form = Form.CONDITIONAL,
+) -> tuple[SamplerState, Int[Array, "R C"]]:  # fmt: skip
     """Choose a token for each row.
+
+    Arguments:
+      mask: the tokens that constrained rows may choose; token t is bit t % 32 of word t // 32. Every bit of the other
+        rows is set.
 
     Returns:
       The state with the tokens entered, and what the host reads: for each row the token, its log probability in the
@@ -111,6 +117,8 @@ def sample(
     chosen = logits
     if form is not Form.GREEDY:
         chosen = _where_wanted(form, batch.tracks_tokens, lambda: _adjust(logits, state, batch), lambda: logits)
+    allowed = chosen
+    chosen = _where_wanted(form, batch.constrained, lambda: _mask_out(allowed, mask), lambda: allowed)
     token = greedy = _argmax(chosen)
     if form is not Form.GREEDY:
         token = _where_wanted(form, batch.temperature > 0, lambda: _draw(chosen, greedy, batch, form), lambda: greedy)
@@ -136,6 +144,12 @@ def _adjust(logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBat
     adjusted += bias
     adjusted = jnp.where(((seen & IS_END) != 0) & batch.forbid_end[:, None], -jnp.inf, adjusted)
     return jnp.where(batch.tracks_tokens[:, None], adjusted, logits)
+
+
+def _mask_out(logits: Float[Array, "R V"], mask: UInt[Array, "R W"]) -> Float[Array, "R V"]:
+    size = logits.shape[-1]
+    bits = jnp.repeat(mask, 32, axis=1)[:, :size] >> (jnp.arange(size, dtype=jnp.uint32) % 32)
+    return jnp.where(bits & 1 == 1, logits, -jnp.inf)
 
 
 def _draw(

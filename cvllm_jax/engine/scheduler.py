@@ -21,6 +21,9 @@ __all__ = ["Scheduler"]
 
 log = logging.getLogger("cvllm_jax.engine")
 
+#: Tokens that a grammar leaves no choice about are appended at once from this many on: they cost a prefill block.
+FEWEST_FORCED = 3
+
 
 class Scheduler:
     """Owns the sequences, their slots and their pages.
@@ -57,8 +60,14 @@ class Scheduler:
     def idle(self) -> bool:
         return not (self.waiting or self.running or self._in_flight)
 
+    @property
+    def waits_for_tokens(self) -> bool:
+        """Whether planning needs every token that is chosen: the mask of a constrained answer follows from its text."""
+        return any(sequence.constraint is not None for sequence in self.running)
+
     def add(self, sequence: Sequence) -> None:
         self._enqueue(sequence)
+        self._append_forced(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request in any state; its pages are free at once."""
@@ -88,6 +97,8 @@ class Scheduler:
         """More than one only if nobody waits for a place, a prompt or pages meanwhile."""
         if self._decode_steps == 1 or self.waiting or not all(s.prefilled for s in self.running):
             return 1
+        if self.waits_for_tokens:
+            return 1
         wanted = sum(self._pages_missing(s, self._steps_of(s, self._decode_steps)) for s in self.running)
         return self._decode_steps if wanted <= self.pages.available else 1
 
@@ -102,7 +113,12 @@ class Scheduler:
         sequences: list[Sequence] = []
         rows: list[DecodeRow] = []
         for sequence in list(self.running):
-            if sequence.state is not State.RUNNING or not sequence.prefilled or sequence.complete:
+            if sequence.state is not State.RUNNING or sequence.complete:
+                continue
+            if not sequence.prefilled:  # forced tokens may need pages
+                self._grow(sequence, self._pages_missing(sequence, len(sequence.tokens) - sequence.computed))
+                continue
+            if sequence.constraint is not None and (sequence.pending or not self._constrain(sequence)):
                 continue
             own_steps = self._steps_of(sequence, steps)
             if not self._grow(sequence, self._pages_missing(sequence, own_steps)):
@@ -116,6 +132,7 @@ class Scheduler:
                     pages=tuple(sequence.pages),
                     forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
                     sampling=_settings(sequence),
+                    mask=sequence.mask,
                 )
             )
             sequence.computed += own_steps
@@ -149,12 +166,22 @@ class Scheduler:
             for block in self._blocks(sequence, limit):
                 budget -= len(block.tokens)
                 yield sequence, block
-            if not sequence.prefilled:
+            if not sequence.prefilled and sequence.state is State.RUNNING:
                 behind.append(sequence)
         for sequence in behind:  # what the others left over
             for block in self._blocks(sequence, budget):
                 budget -= len(block.tokens)
                 yield sequence, block
+
+    def _constrain(self, sequence: Sequence) -> bool:
+        """Find what the answer may go on with; False if that ends the request."""
+        assert sequence.constraint is not None
+        try:
+            sequence.mask = sequence.constraint.mask()
+        except Error as error:
+            self._finish(sequence, FinishReason.Error(str(error)), error)
+            return False
+        return True
 
     def _blocks(self, sequence: Sequence, limit: int) -> Iterator[PrefillBlock]:
         """The next blocks of a prompt, at most ``limit`` tokens."""
@@ -163,6 +190,8 @@ class Scheduler:
             start = sequence.computed
             stop = min(start + min(self._block, limit), len(sequence.tokens))
             choose = stop == len(sequence.tokens)
+            if choose and sequence.constraint is not None and not self._constrain(sequence):
+                return
             limit -= stop - start
             block = PrefillBlock(
                 slot=sequence.slot,
@@ -172,6 +201,7 @@ class Scheduler:
                 choose=choose,
                 forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
                 sampling=_settings(sequence),
+                mask=sequence.mask if choose else None,
             )
             sequence.computed = stop
             sequence.pending += choose
@@ -224,17 +254,40 @@ class Scheduler:
         if sequence.state is State.FINISHED:
             return
         sequence.pending -= 1
+        if not self._append(sequence, sampled):
+            return
+        if sequence.state is State.RUNNING:
+            self._register(sequence)
+        self._append_forced(sequence)
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> bool:
+        """Add a token to an answer; False if that ends the request."""
         try:
             reason = sequence.append(sampled)
         except Exception as error:  # a token that the tokenizer cannot turn into text ends its own request only
             if not isinstance(error, Error):
                 log.exception("request %d fails: its tokens have no text", sequence.handle.id)
             self._finish(sequence, FinishReason.Error(str(error)), error)
-            return
+            return False
         if reason is not None:
             self._finish(sequence, reason)
-        elif sequence.state is State.RUNNING:
-            self._register(sequence)
+        return reason is None
+
+    def _append_forced(self, sequence: Sequence) -> None:
+        """Append what a grammar leaves no choice about; one prefill block computes it all."""
+        if sequence.constraint is None or sequence.pending:
+            return
+        try:
+            forced = sequence.forced()
+        except Error as error:
+            self._finish(sequence, FinishReason.Error(str(error)), error)
+            return
+        if len(forced) < FEWEST_FORCED:
+            return
+        sequence.prefilled = False
+        for token in forced:
+            if not self._append(sequence, Sampled(token)):
+                return
 
     def fail(self, error: Exception) -> None:
         """A step raised and the device's buffers are lost: its requests end, all others start over.
@@ -319,6 +372,7 @@ def _settings(sequence: Sequence) -> SamplingSettings:
         logprobs=p.logprobs,
         top_logprobs=p.top_logprobs > 0,
         tracks_tokens=sequence.tracks_tokens,
+        constrained=sequence.constraint is not None,
     )
 
 

@@ -21,7 +21,7 @@ from cvllm_jax.params import (
     TopLogprob,
 )
 
-__all__ = ["Sampled", "Sequence", "State", "TextDecoder"]
+__all__ = ["Constraint", "Sampled", "Sequence", "State", "TextDecoder"]
 
 
 class State(enum.Enum):
@@ -35,6 +35,16 @@ class TextDecoder(Protocol):
 
     def push(self, token: int) -> str: ...
     def finish(self) -> str: ...
+
+
+class Constraint(Protocol):
+    """A grammar's view of one answer; see :class:`cvllm_jax.engine.constraint.GrammarConstraint`."""
+
+    def mask(self) -> bytes: ...
+    def take(self, token: int) -> None: ...
+    def forced(self) -> list[int]: ...
+    @property
+    def finished(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,10 @@ class Sequence:
     text: list[str] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     first_token: float | None = None
+    constraint: Constraint | None = None
+    """What the answer must match, and how far it has come."""
+    mask: bytes | None = None
+    """What the constraint allows for the next token, as the last plan found it."""
     _stops: StopStrings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,6 +136,8 @@ class Sequence:
             self.first_token = time.monotonic()
         if sampled.token in self.end_tokens:
             return FinishReason.Stop
+        if self.constraint is not None:
+            self.constraint.take(sampled.token)
         self.tokens.append(sampled.token)
         if self.params.logprobs and sampled.logprob is not None:
             self.logprobs.append(sampled.logprob)
@@ -135,7 +151,18 @@ class Sequence:
             return FinishReason.StopSequence(self._stops.matched)
         if len(self.tokens) - self.prompt_length >= self.max_tokens:
             return FinishReason.Length
+        if self.constraint is not None and self.constraint.finished:
+            return FinishReason.Stop
         return None
+
+    def forced(self) -> list[int]:
+        """Tokens that the constraint leaves no choice about, to be appended at once.
+
+        None for requests that want what only a step gives: log probabilities, or token counts on the device.
+        """
+        if self.constraint is None or self.params.logprobs or self.tracks_tokens:
+            return []
+        return self.constraint.forced()
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
         """Report the end of the request, with text that was held back."""

@@ -5,15 +5,7 @@ import threading
 
 import pytest
 
-from cvllm_jax import (
-    EngineConfig,
-    FinishReason,
-    GenerationParams,
-    InferenceEngine,
-    InferenceRequest,
-    RequestUpdate,
-)
-from cvllm_jax.engine.devices import step_shapes
+from cvllm_jax import FinishReason, GenerationParams, InferenceRequest, RequestUpdate
 
 #: Greedy and sampled, with everything that a choice can depend on.
 SETTINGS = (
@@ -101,20 +93,6 @@ def test_with_several_steps_in_one_go(make_engine, alone):
         assert_same(got, want)
     assert engine.generate_sync(*PROBES[0]).tokens == alone[0].tokens
     assert engine.stats().steps - before < sum(len(output.tokens) for output in alone) / 4
-
-
-@pytest.fixture(scope="module")
-def gpu_steps_engine(tiny_model_path):
-    """The steps that are compiled for a GPU, greedy and straight, on the CPU."""
-    config = EngineConfig(
-        model_path=str(tiny_model_path), dtype="f32", device="cpu", max_batch_size=4, max_sequence_length=256,
-        prefill_chunk_size=128,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cvllm_jax.engine.loading.step_shapes", lambda config, platform: step_shapes(config, "gpu"))
-        engine = InferenceEngine(config)
-    with engine:
-        yield engine
 
 
 def test_with_the_steps_of_a_gpu(gpu_steps_engine, alone):

@@ -16,8 +16,18 @@ V, ROWS = 24, 4096
 GREEDY = {
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
     "presence_penalty": 0.0, "forbid_end": False, "logprobs": False, "top_logprobs": False, "tracks_tokens": False,
+    "constrained": False,
 }  # fmt: skip
-RUNS = {form: jax.jit(partial(sample, form=form)) for form in Form}
+def run_form(logits, state, batch, allowed=None, *, form):
+    """``sample``; ``allowed`` holds the tokens that constrained rows may choose, all by default."""
+    rows, size = logits.shape
+    mask = np.ones((rows, -(-size // 32) * 32), bool)
+    if allowed is not None:
+        mask[:] = np.isin(np.arange(mask.shape[1]), allowed)
+    return sample(logits, state, batch, np.packbits(mask, axis=1, bitorder="little").view(np.uint32), form=form)
+
+
+RUNS = {form: jax.jit(partial(run_form, form=form), static_argnums=3) for form in Form}
 run = None
 
 
@@ -95,10 +105,10 @@ def logits_of(seed=0, spread=2.0):
     return (np.random.default_rng(seed).standard_normal(V) * spread).astype(np.float32)
 
 
-def draw(logits, state=None, seeds=None, positions=None, **settings):
+def draw(logits, state=None, seeds=None, positions=None, allowed=None, **settings):
     state = empty_state(2, V) if state is None else state
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (ROWS, V))
-    return np.asarray(run(rows, state, batch_of([settings] * ROWS, seeds, positions))[1])[:, 0]
+    return np.asarray(run(rows, state, batch_of([settings] * ROWS, seeds, positions), allowed)[1])[:, 0]
 
 
 @pytest.mark.parametrize("settings", [
@@ -188,6 +198,20 @@ def test_end_tokens_are_masked_while_they_are_forbidden():
         draw(logits, state, temperature=1.0, tracks_tokens=True, forbid_end=True),
         np.array([0, 0] + [1 / (V - 2)] * (V - 2)),
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.05}])
+def test_a_mask_comes_before_everything_that_cuts_off(settings):
+    """The most likely token is not allowed; top-k and its like count among those that are."""
+    logits, allowed = logits_of(9), (1, 4, 6, 7, 9, 12, 20, 23)
+    logits[11] = 30.0
+    masked = np.where(np.isin(np.arange(V), allowed), logits, -np.inf)
+    tokens = draw(logits, allowed=allowed, constrained=True, temperature=1.0, **settings)
+    assert_drawn_from(tokens, distribution(masked, **settings))
+    assert set(draw(logits, allowed=allowed, constrained=True)) == {int(masked.argmax())}
+    raw = np.asarray(run(jnp.asarray(logits)[None], empty_state(2, V),
+                         batch_of([{"constrained": True, "logprobs": True}]), allowed)[1])[0]  # fmt: skip
+    assert raw.view(np.float32)[1] == pytest.approx(masked.max() - 30.0, abs=1e-3)  # of the raw distribution
 
 
 def test_admission_leaves_nothing_of_the_sequence_before():
