@@ -47,7 +47,6 @@ COLUMNS = {64: 64, 128: 128, 256: 64}
 #: 1 KB that the system takes for each, 2 KB for reductions, and barriers and alignment.
 MULTIPROCESSOR, THREAD_BLOCK, RESERVED = 228 * 1024, 227 * 1024, 7 * 1024
 
-
 #: Of every row the largest logit in units of ln 2 and the sum of the weights; the unnormalised output, in parts.
 Carry = tuple[jax.Array, jax.Array, list[jax.Array]]
 
@@ -226,7 +225,7 @@ def accumulate(acc: list[jax.Array], shrink: jax.Array, weights: Any, values: An
 def initial(head_dim: int, sink: jax.Array | None = None) -> Carry:
     """Top, total and output before the first token; a sink is a logit that every row sees and that has no value."""
     width = COLUMNS[head_dim]
-    top = fill((ROWS,), MASKED if sink is None else sink * LOG2E, ROW_LAYOUT)
+    top = fill((ROWS,), MASKED if sink is None else jnp.maximum(sink * LOG2E, MASKED), ROW_LAYOUT)
     total = fill((ROWS,), 0 if sink is None else 1, ROW_LAYOUT)
     return top, total, [fill((ROWS, width), 0, TILE_LAYOUT) for _ in range(head_dim // width)]
 

@@ -296,7 +296,7 @@ def _merge_pieces(
     top, total, _ = hopper.initial(64)
     acc = hopper.fill((ROWS, MERGED_COLUMNS), 0, TILE_LAYOUT)
     if sinks_ref is not None:
-        top, total = read(sinks_ref.at[rows], ROW_LAYOUT) * hopper.LOG2E, total + 1
+        top, total = jnp.maximum(read(sinks_ref.at[rows], ROW_LAYOUT) * hopper.LOG2E, MASKED), total + 1
     steps = lax.div(end - begin + MERGED_PIECES - 1, MERGED_PIECES)
     _, total, acc = lax.fori_loop(0, steps, step, (top, total, acc))
     acc *= hopper.over_rows(1 / jnp.maximum(total, 1e-30), acc.shape)
