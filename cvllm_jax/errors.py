@@ -26,6 +26,7 @@ __all__ = [
     "OtherError",
     "QueueFullError",
     "TokenizationError",
+    "WrongEngineError",
     "shown",
 ]
 
@@ -63,6 +64,10 @@ class ModelLoadError(Error):
     """A checkpoint could not be found, read or understood."""
 
     kind = "ModelLoad"
+
+
+class WrongEngineError(ModelLoadError):
+    """The checkpoint is for another kind of engine: one that generates, or one that embeds."""
 
 
 class TokenizationError(Error):

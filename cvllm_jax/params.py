@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from cvllm_jax.errors import GenerationError, shown
 
@@ -305,6 +305,8 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Sampling settings that the model's own files recommend (generation_config.json)."""
+    kind: Literal["causal", "encoder"] = "causal"
+    """Whether the model generates text, or gives vectors of it (an EmbeddingEngine's)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

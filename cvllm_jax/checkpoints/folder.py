@@ -18,6 +18,7 @@ __all__ = [
     "eos_from_config",
     "read_config",
     "read_json",
+    "read_json_list",
     "sampling_from_config",
 ]
 
@@ -122,6 +123,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a ModelLoadError in one sentence."""
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} does not hold a JSON object")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array from a file, or a ModelLoadError in one sentence."""
+    value = _read_json(path)
+    if not isinstance(value, list):
+        raise ModelLoadError(f"{path} does not hold a JSON array")
+    return value
+
+
+def _read_json(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_JSON_BYTES + 1)
@@ -133,12 +149,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if content.count(b"{") + content.count(b"[") > _MAX_JSON_CONTAINERS:
         raise ModelLoadError(f"{path} has more lists and objects than the limit of {_MAX_JSON_CONTAINERS}")
     try:
-        value = json.loads(content)
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not valid JSON: {str(error)[:120]}") from None
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} does not hold a JSON object")
-    return value
 
 
 def eos_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], where: Path) -> tuple[int, ...]:

@@ -28,6 +28,11 @@ _FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    # of embedding models
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "*_Pooling/config.json",
 )
 
 

@@ -6,7 +6,7 @@ import importlib
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,14 @@ from cvllm_jax.engine.devices import (
 )
 from cvllm_jax.engine.kernels import choose_kernels
 from cvllm_jax.engine.runner import Runner, RunnerSettings
-from cvllm_jax.errors import ConfigError, DeviceError
+from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo
 from cvllm_jax.testing import SCHEME, SCRIPTED, ScriptedCheckpoint, open_scripted
 from cvllm_jax.text import ChatTemplate, Tokenizer
 from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "Weights", "describe", "find_family", "load", "open_model", "place_weights", "prepare_device"]
 
 log = logging.getLogger("cvllm_jax.engine")
 
@@ -55,30 +55,28 @@ class Loaded:
     info: ModelInfo
 
 
+class Weights(NamedTuple):
+    """A model's structure, and its weights on the device as the flat list that steps take."""
+
+    graph: nnx.GraphDef[Any]
+    treedef: Any
+    leaves: tuple[jax.Array, ...]
+
+
 def load(config: EngineConfig) -> Loaded:
     """Read the checkpoint, place the weights, size the pool and, if asked, compile every step.
 
     Raises:
-      ModelLoadError, TokenizationError, ConfigError, DeviceError: what cannot be found, read or honoured.
+      ModelLoadError, TokenizationError, ConfigError, DeviceError: what cannot be found, read or honoured;
+        WrongEngineError if the model does not generate text.
     """
-    if config.quantization is not None:
-        raise ConfigError(
-            f"quantizing weights to {config.quantization.method} while loading is not supported yet",
-            param="quantization",
-        )
-    claim_gpu_memory()
-    asked = config.device or Device.best_available()
-    device = find_device(asked)
-    dtype = resolve_dtype(config.dtype, device)
-    checkpoint = _open(config)
-    try:
-        family = SCRIPTED if isinstance(checkpoint, ScriptedCheckpoint) else family_for(checkpoint.config)
+    asked, device, dtype = prepare_device(config)
+    with open_model(config) as checkpoint:
+        family = find_family(checkpoint, "causal")
         model_config = family.config(checkpoint.config)
         tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
-        graph, treedef, leaves = _weights(family, model_config, checkpoint, dtype, mesh, config)
-    finally:
-        checkpoint.close()
+        graph, treedef, leaves = place_weights(family, model_config, checkpoint, dtype, mesh, config)
     geometry = geometry_of(config, model_config, dtype)
     store = cache_dir() if config.compilation_cache else None
     choices = choose_kernels(geometry, device, config.kernels, store=None if store is None else store / "kernel-trials")
@@ -111,11 +109,39 @@ def load(config: EngineConfig) -> Loaded:
             f"{free_memory(device)}: {str(error).splitlines()[0]}; "
             "lower kv_cache_memory, max_batch_size or prefill_chunk_size"
         ) from error
-    info = _info(checkpoint, family, model_config, dtype, asked, max_sequence_length, leaves)
+    info = describe(checkpoint, family, model_config, dtype, asked, max_sequence_length, leaves)
     return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
 
 
-def _open(config: EngineConfig) -> Checkpoint:
+def prepare_device(config: EngineConfig) -> tuple[Device, jax.Device, Any]:
+    """The device as asked for, JAX's name of it, and the type to compute in."""
+    if config.quantization is not None:
+        raise ConfigError(
+            f"quantizing weights to {config.quantization.method} while loading is not supported yet",
+            param="quantization",
+        )
+    claim_gpu_memory()
+    asked = config.device or Device.best_available()
+    device = find_device(asked)
+    return asked, device, resolve_dtype(config.dtype, device)
+
+
+def find_family(checkpoint: Checkpoint, kind: Literal["causal", "encoder"]) -> Family:
+    """The checkpoint's family, or a WrongEngineError that names the engine it is for."""
+    family = SCRIPTED if isinstance(checkpoint, ScriptedCheckpoint) else family_for(checkpoint.config)
+    if family.kind != kind:
+        does, engine = {
+            "causal": ("generates text and has no embeddings", "InferenceEngine"),
+            "encoder": ("gives embeddings and generates no text", "EmbeddingEngine"),
+        }[family.kind]
+        raise WrongEngineError(
+            f"{checkpoint.name} ({family.architectures[0]}) {does}; load it with {engine}, or serve it"
+        )
+    return family
+
+
+def open_model(config: EngineConfig) -> Checkpoint:
+    """The checkpoint that a configuration names; its caller closes it."""
     if config.model_path.startswith(SCHEME):
         if config.load_format != "auto" or config.revision is not None:
             raise ConfigError("a scripted model takes neither a load_format nor a revision", param="model_path")
@@ -137,10 +163,15 @@ def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTe
     return tokenizer, ChatTemplate.from_checkpoint(checkpoint, tokenizer)
 
 
-def _weights(
+def place_weights(
     family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig
-) -> tuple[Any, Any, tuple[jax.Array, ...]]:
-    """The model's structure, and its weights on the device as the flat list that steps take."""
+) -> Weights:
+    """Read every weight of the model onto the device.
+
+    Raises:
+      ModelLoadError: the checkpoint's tensors do not fit the model.
+      DeviceError: the weights do not fit into the device's memory.
+    """
     abstract = nnx.eval_shape(lambda: family.module(model_config, dtype))
     graph, state = nnx.split(abstract, nnx.Param)
     paths, treedef = jax.tree_util.tree_flatten_with_path(state)
@@ -169,7 +200,7 @@ def _weights(
             f"the weights take {size:.1f} GiB on the device and did not fit{free_memory(mesh.devices.flat[0])}; "
             f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
         ) from error
-    return graph, treedef, tuple(weights[name] for name in names)
+    return Weights(graph, treedef, tuple(weights[name] for name in names))
 
 
 def _target_name(path: tuple[Any, ...]) -> str:
@@ -181,10 +212,11 @@ def _target_name(path: tuple[Any, ...]) -> str:
     return name.removesuffix(".weight")
 
 
-def _info(
+def describe(
     checkpoint: Checkpoint, family: Family, model: ModelConfig, dtype: Any, device: Device, max_sequence_length: int,
     leaves: tuple[jax.Array, ...],
 ) -> ModelInfo:  # fmt: skip
+    """What an engine says of the model it has loaded."""
     return ModelInfo(
         name=checkpoint.name,
         architecture=(checkpoint.config.get("architectures") or [family.architectures[0]])[0],
@@ -202,4 +234,5 @@ def _info(
         device=str(device),
         eos_token_ids=tuple(checkpoint.eos_token_ids),
         generation_defaults=dict(checkpoint.generation_defaults),
+        kind=family.kind,
     )

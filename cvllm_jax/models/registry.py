@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
 from pallas_kernels.kv_write import KvPages
 
-__all__ = ["FAMILIES", "Family", "Model", "ModelConfig", "family_for"]
+__all__ = ["FAMILIES", "Encoder", "Family", "Model", "ModelConfig", "family_for"]
 
 
 class ModelConfig(Protocol):
@@ -38,13 +39,21 @@ class ModelConfig(Protocol):
 
 
 class Model(Protocol):
-    """What the engine asks of every family's module."""
+    """What the engine asks of the module of every family that generates text."""
 
     def __call__(
         self, tokens: jax.Array, cache: tuple[KvPages, ...], batch: BlockBatch
     ) -> tuple[jax.Array, tuple[KvPages, ...]]: ...
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...
+
+
+class Encoder(Protocol):
+    """What the embedding engine asks of the module of every family that encodes text."""
+
+    def __call__(self, tokens: jax.Array, counts: jax.Array) -> jax.Array:
+        """Hidden states ``[B, L, D]`` of tokens ``[B, L]``, of which the first ``counts`` of each row are real."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,8 @@ class Family:
     """Values of ``architectures`` in ``config.json``; GGUF files are read into the same names."""
     model_types: tuple[str, ...]
     """Values of ``model_type``, for a ``config.json`` that names no architecture."""
+    kind: Literal["causal", "encoder"] = "causal"
+    """Whether the port is a :class:`Model` or an :class:`Encoder`."""
     config: Callable[[Mapping[str, Any]], ModelConfig]
     module: Callable[[Any, jnp.dtype], nnx.Module]
 
@@ -68,6 +79,14 @@ FAMILIES = (
         model_types=("llama", "mistral"),
         config=LlamaConfig.from_dict,
         module=Llama,
+    ),
+    Family(
+        name="bert",
+        architectures=("BertModel",),
+        model_types=("bert",),
+        kind="encoder",
+        config=BertConfig.from_dict,
+        module=Bert,
     ),
 )
 

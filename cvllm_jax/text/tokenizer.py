@@ -42,6 +42,8 @@ class Tokenizer:
     eos_token_id: int | None
     adds_bos: bool
     """Whether the model's files want plain text to begin with :attr:`bos_token_id`. :meth:`encode` leaves it out."""
+    frame: tuple[tuple[int, ...], tuple[int, ...]]
+    """What the post-processor of ``tokenizer.json`` puts before and after a text, for encoders: [CLS] and [SEP]."""
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Tokenizer:
         names = dict(special_tokens or {})
         begun = backend.encode("a", add_special_tokens=True)
         first = begun.ids[0] if begun.special_tokens_mask[:1] == [1] else None
+        self.frame = _frame(begun)
         if first is not None and sum(begun.special_tokens_mask) == 1:
             names.setdefault("bos_token", str(backend.id_to_token(first)))
         added = _added_tokens(backend, names.values())
@@ -200,6 +203,10 @@ class Tokenizer:
         table = self._bytes.table
         return table[token] if token < len(table) else b""
 
+    def token_name(self, token: int) -> str:
+        """A token as the vocabulary spells it (``Ġworld``, ``##ing``); empty for ids that it lacks."""
+        return self._matching.id_to_token(token) or ""
+
     def is_special(self, token: int) -> bool:
         return token in self._special
 
@@ -263,6 +270,14 @@ class Tokenizer:
 
 def _ids(encoding: tokenizers.Encoding) -> list[int]:
     return list(encoding.ids)
+
+
+def _frame(encoding: tokenizers.Encoding) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens around those of the text itself."""
+    text = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
+    if not text:
+        return (), ()
+    return tuple(encoding.ids[: text[0]]), tuple(encoding.ids[text[-1] + 1 :])
 
 
 def drop_leading_spaces(text: str, count: int) -> str:

@@ -3,7 +3,7 @@
 from cvllm_jax.models.layers.attention import Attention, BlockBatch, Kernels
 from cvllm_jax.models.layers.linear import Embedding, Linear
 from cvllm_jax.models.layers.mlp import GatedMlp
-from cvllm_jax.models.layers.norm import RmsNorm
+from cvllm_jax.models.layers.norm import LayerNorm, RmsNorm
 from cvllm_jax.models.layers.rope import Rope
 
-__all__ = ["Attention", "BlockBatch", "Embedding", "GatedMlp", "Kernels", "Linear", "RmsNorm", "Rope"]
+__all__ = ["Attention", "BlockBatch", "Embedding", "GatedMlp", "Kernels", "LayerNorm", "Linear", "RmsNorm", "Rope"]

@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-__all__ = ["RmsNorm"]
+__all__ = ["LayerNorm", "RmsNorm"]
 
 
 class RmsNorm(nnx.Module):
@@ -22,3 +22,18 @@ class RmsNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * self.weight[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al., arXiv 1607.06450), computed in f32."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        self.weight = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P())
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P())
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        y = x.astype(jnp.float32)
+        y -= jnp.mean(y, axis=-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.weight[...] + self.bias[...]).astype(x.dtype)

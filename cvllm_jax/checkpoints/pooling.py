@@ -1,0 +1,114 @@
+"""How a checkpoint wants a text's vector made of its tokens' vectors: the files of sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cvllm_jax.checkpoints.folder import read_json, read_json_list
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["Pooling", "PoolingMode", "read_pooling"]
+
+PoolingMode = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"]
+
+# names of modes in 1_Pooling/config.json, old (flags) and new
+_FLAGS: dict[str, PoolingMode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """From hidden states to one vector."""
+
+    mode: PoolingMode = "mean"
+    """What is taken over the tokens of a text, those that begin and end it included."""
+    normalize: bool = False
+    """Divide the vector by its length."""
+    max_tokens: int | None = None
+    """The longest text that the model was made for, where that is less than its context."""
+    lowercase: bool = False
+    """Text is lowercased before it is tokenized, whatever the tokenizer does."""
+    matryoshka: tuple[int, ...] = ()
+    """Shorter sizes that the vector may be cut to (arXiv 2205.13147)."""
+
+
+def read_pooling(folder: Path, config: Mapping[str, Any]) -> Pooling:
+    """What ``modules.json`` and the files that it names declare; without it, sentence-transformers' default.
+
+    Arguments:
+      config: the model's ``config.json``, which may name Matryoshka sizes.
+
+    Raises:
+      ModelLoadError: the files are damaged or ask for something that is not supported.
+    """
+    sizes = config.get("matryoshka_dimensions") or []
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ModelLoadError(f"{folder}: matryoshka_dimensions must be a list of sizes, not {str(sizes)[:80]}")
+    path = folder / "modules.json"
+    if not path.is_file():
+        return Pooling(matryoshka=tuple(sizes))
+    _refuse_prompts(folder)
+    mode: PoolingMode | None = None
+    normalize = False
+    for module in read_json_list(path):
+        match module:
+            case {"type": str(kind), "path": str(place)} if place != ".." and not set(place) & set("/\\:\0"):
+                name = kind.rpartition(".")[2]
+            case _:
+                raise ModelLoadError(f"{path} must list modules, each with a type and the name of a folder")
+        if name == "Pooling" and mode is None:
+            mode = _mode(folder / place / "config.json")
+        elif name == "Normalize":
+            normalize = True
+        elif name != "Transformer":
+            raise ModelLoadError(
+                f"{path} wants the module {name[:80]!r} after the model; only Pooling and Normalize are supported"
+            )
+    if mode is None:
+        raise ModelLoadError(f"{path} names no Pooling, so the model gives a vector for each token and none for a text")
+    max_tokens, lowercase = _limits(folder / "sentence_bert_config.json")
+    return Pooling(
+        mode=mode, normalize=normalize, max_tokens=max_tokens, lowercase=lowercase, matryoshka=tuple(sizes)
+    )
+
+
+def _mode(path: Path) -> PoolingMode:
+    config = read_json(path)
+    named = config.get("pooling_mode")
+    if named is None:
+        modes = [mode for flag, mode in _FLAGS.items() if config.get(flag) is True]
+        unknown = [key for key, on in config.items() if key.startswith("pooling_mode_") and on and key not in _FLAGS]
+    else:
+        wanted = named if isinstance(named, list) else [named]
+        modes = [mode for mode in get_args(PoolingMode) if mode in wanted]
+        unknown = [str(mode) for mode in wanted if mode not in modes]
+    if len(modes) != 1 or unknown:
+        raise ModelLoadError(
+            f"{path} must turn on exactly one of the modes {', '.join(get_args(PoolingMode))}, "
+            f"and it has {', '.join([*modes, *unknown])[:200] or 'none'}"
+        )
+    return modes[0]
+
+
+def _limits(path: Path) -> tuple[int | None, bool]:
+    if not path.is_file():
+        return None, False
+    config = read_json(path)
+    most, lower = config.get("max_seq_length"), config.get("do_lower_case", False)
+    if not (most is None or (type(most) is int and most > 0)) or not isinstance(lower, bool):
+        raise ModelLoadError(f"{path}: max_seq_length must be a number of tokens, and do_lower_case true or false")
+    return most, lower
+
+
+def _refuse_prompts(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    if path.is_file() and (name := read_json(path).get("default_prompt_name")) is not None:
+        raise ModelLoadError(f"{path} puts the prompt {str(name)[:80]!r} before every text, which is not supported yet")
