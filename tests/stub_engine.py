@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import re
 import threading
 from dataclasses import dataclass
 
@@ -23,23 +24,47 @@ from cvllm_jax.params import (
     RequestUpdate,
     TopLogprob,
 )
+from cvllm_jax.text import ChatTemplate
 
 
 class ByteTokenizer:
     vocab_size = 256
+    leading_spaces = 0
+
+    def __init__(self, control_tokens=()):
+        """Each of ``control_tokens`` is one token, from 256 on."""
+        self.control_tokens = dict(enumerate(control_tokens, 256))
+
+    def is_special(self, token):
+        return token in self.control_tokens
 
     def encode(self, text, allow_special=False):
-        return list(text.encode())
+        if not (self.control_tokens and allow_special):
+            return list(text.encode())
+        names = "|".join(map(re.escape, self.control_tokens.values()))
+        ids = {name: token for token, name in self.control_tokens.items()}
+        pieces = re.split(f"({names})", text)
+        return [token for piece in pieces for token in ([ids[piece]] if piece in ids else piece.encode())]
+
+    def encode_masked(self, text, unmask):
+        return self.encode(text.translate(unmask), allow_special=True)
 
     def decode(self, ids, skip_special=True):
-        return bytes(ids).decode("utf-8", "replace")
+        pieces = [self.token_bytes(token) for token in ids if not (skip_special and self.is_special(token))]
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token):
-        return bytes([token])
+        return self.control_tokens[token].encode() if token in self.control_tokens else bytes([token])
 
 
 class PlainTemplate:
-    """role: content, one line each; remembers what it was given."""
+    """role: content, one line each; remembers what it was given. It knows no tools."""
+
+    source = "{{ messages }}"
+    tool_use_source = None
+
+    def render(self, messages, tools=None, **kwargs):
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
     def __init__(self):
         self.calls = []
@@ -65,10 +90,13 @@ class Script:
 
 
 class StubEngine:
-    def __init__(self, script=None, *, context=512, generation_defaults=None, max_queue_size=64):
+    def __init__(
+        self, script=None, *, context=512, generation_defaults=None, max_queue_size=64, template=None, control_tokens=()
+    ):
+        """``template`` is the source of a chat template; some of its markup may be ``control_tokens``."""
         self.script = script or Script()
-        self.tokenizer = ByteTokenizer()
-        self.chat_template = PlainTemplate()
+        self.tokenizer = ByteTokenizer(control_tokens)
+        self.chat_template = ChatTemplate(template, {}, self.tokenizer) if template else PlainTemplate()
         self.seen = []
         self.closed = False
         self.failure = None
@@ -138,7 +166,7 @@ class StubEngine:
             cancelled.set()
 
     def _run(self, prompt, params, handle, cancelled, mailbox):
-        data = list(self.script.text.encode()) or []
+        data = self.tokenizer.encode(self.script.text, allow_special=True)
         room = self._context - len(prompt)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -151,7 +179,8 @@ class StubEngine:
                 reason = FinishReason.Length
                 break
             token = data[len(tokens) % len(data)]
-            piece = decoder.decode(bytes([token]))
+            skipped = params.skip_special_tokens and self.tokenizer.is_special(token)
+            piece = "" if skipped else decoder.decode(self.tokenizer.token_bytes(token))
             tokens.append(token)
             text += piece
             logprob = -0.5 if params.logprobs else None

@@ -33,7 +33,7 @@ from cvllm_jax.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["GrammarCompiler"]
+__all__ = ["GrammarCompiler", "json_rule"]
 
 MAX_GRAMMAR_BYTES = 1 << 20
 MAX_CACHED = 32
@@ -132,8 +132,7 @@ class GrammarCompiler:
         control_tokens = self._vocabulary.control_tokens
         match grammar:
             case JsonSchemaGrammar(schema):
-                reader = SchemaReader()
-                return f"start: {_json(reader, reader.read(schema))}\n"
+                return f"start: {json_rule(schema)}\n"
             case JsonObjectGrammar():
                 return self._rules(JsonSchemaGrammar({"type": "object"}))
             case RegexGrammar(pattern):
@@ -147,6 +146,13 @@ class GrammarCompiler:
                 return f"start: before inner\n{lark.after_text(marker, control_tokens)}{rules}"
             case _:
                 raise GrammarError(f"a {type(grammar).__name__} is no grammar")
+
+
+def json_rule(schema: Json) -> str:
+    """An expression, for a Lark grammar, of JSON that validates against a schema. Raises GrammarError as
+    :meth:`GrammarCompiler.compile`."""
+    reader = SchemaReader()
+    return _json(reader, reader.read(schema))
 
 
 def _call(grammar: ToolCallGrammar, name: str, arguments: Schema) -> Schema:

@@ -2,6 +2,7 @@
 
 from cvllm_jax.openai.adapter import AdapterConfig, OpenAIAdapter, model_sampling_defaults
 from cvllm_jax.openai.errors import GenerationFailedError, RequestError
+from cvllm_jax.openai.mcp_types import McpTool, McpToolCall, McpToolResult
 from cvllm_jax.openai.reasoning import get_reasoning_parser
 from cvllm_jax.openai.streaming import ChatCompletionStream
 from cvllm_jax.openai.tool_parsers import detect_tool_parser, get_tool_parser
@@ -14,11 +15,21 @@ from cvllm_jax.openai.types import (
     ChoiceLogprobs,
     ChunkChoice,
     ContentPart,
+    FunctionCall,
+    FunctionCallDelta,
+    FunctionDefinition,
     Message,
+    ResponseFormat,
     StreamOptions,
+    StructuredOutputs,
     TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
     TopTokenLogprob,
     Usage,
+    merge_tool_call_delta,
 )
 
 __all__ = [
@@ -32,16 +43,29 @@ __all__ = [
     "ChoiceLogprobs",
     "ChunkChoice",
     "ContentPart",
+    "FunctionCall",
+    "FunctionCallDelta",
+    "FunctionDefinition",
     "GenerationFailedError",
+    "McpTool",
+    "McpToolCall",
+    "McpToolResult",
     "Message",
     "OpenAIAdapter",
     "RequestError",
+    "ResponseFormat",
     "StreamOptions",
+    "StructuredOutputs",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
     "TopTokenLogprob",
     "Usage",
     "detect_tool_parser",
     "get_reasoning_parser",
     "get_tool_parser",
+    "merge_tool_call_delta",
     "model_sampling_defaults",
 ]

@@ -9,10 +9,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cvllm_jax.errors import ConfigError, EngineStoppedError, GenerationError, QueueFullError
+from cvllm_jax.grammar import GrammarError
 from cvllm_jax.openai.chunks import Completion, system_fingerprint
+from cvllm_jax.openai.constraints import Constraint, constrain
+from cvllm_jax.openai.model_format import ModelFormat
 from cvllm_jax.openai.prompt import render_prompt
+from cvllm_jax.openai.reasoning import get_reasoning_parser
 from cvllm_jax.openai.sampling import SAMPLING_DEFAULT_NAMES, check_length, generation_params, request_error
 from cvllm_jax.openai.streaming import ChatCompletionStream, sync_chunks
+from cvllm_jax.openai.tool_parsers import get_tool_parser
+from cvllm_jax.openai.tool_plan import plan_tools
 from cvllm_jax.openai.types import ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse
 from cvllm_jax.openai.unsupported import log_unknown_names, refuse_unsupported
 from cvllm_jax.params import GenerationOutput, GenerationParams
@@ -31,6 +37,11 @@ class AdapterConfig:
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults for temperature, top_p, top_k, min_p and repetition_penalty. Empty: those of OpenAI's
     API (temperature 1, nothing cut off). :func:`model_sampling_defaults` gives the model's own."""
+    tool_parser: str = "auto"
+    """The format of the model's tool calls, a name of ``TOOL_PARSERS``. "auto" finds it by the chat template; "none"
+    finds no calls."""
+    reasoning_parser: str = "auto"
+    """The markup of its reasoning, a name of ``REASONING_PARSERS``, "auto" or "none"."""
 
     def __post_init__(self) -> None:
         for name in self.sampling_defaults:
@@ -39,6 +50,10 @@ class AdapterConfig:
                     f"unknown sampling default {name!r}; choose from {', '.join(SAMPLING_DEFAULT_NAMES)}",
                     param="sampling_defaults",
                 )
+        if self.tool_parser not in ("auto", "none"):
+            get_tool_parser(self.tool_parser)
+        if self.reasoning_parser != "none":
+            get_reasoning_parser(self.reasoning_parser)
         try:
             GenerationParams(**self.sampling_defaults)
         except GenerationError as error:
@@ -65,56 +80,67 @@ class OpenAIAdapter:
     """
 
     def __init__(self, engine: InferenceEngine) -> None:
-        self._engine = engine
-        self._config = AdapterConfig()
-        self._fingerprint = system_fingerprint(engine.model_info())
+        self._configure(engine, AdapterConfig())
 
     @classmethod
     def with_config(cls, engine: InferenceEngine, config: AdapterConfig) -> Self:
-        adapter = cls(engine)
-        adapter._config = config
+        """Raises ConfigError for a parser that the model's files do not provide."""
+        adapter = cls.__new__(cls)
+        adapter._configure(engine, config)
         return adapter
+
+    def _configure(self, engine: InferenceEngine, config: AdapterConfig) -> None:
+        self._engine = engine
+        self._config = config
+        self._fingerprint = system_fingerprint(engine.model_info())
+        self._format = ModelFormat(engine, config.tool_parser, config.reasoning_parser)
 
     @property
     def engine(self) -> InferenceEngine:
         """The engine below, for operations of its own."""
         return self._engine
 
+    @property
+    def engine_mut(self) -> InferenceEngine:
+        """The same engine, under the name that the API has for it in Rust."""
+        return self._engine
+
     async def chat_completion(self, request: ChatCompletionRequest) -> ChatCompletionResponse:
         """Answer a conversation. Cancelling the awaiting task ends the request and frees its pages."""
-        prompt, params = await asyncio.to_thread(self._prepare, request)
+        prepared = await asyncio.to_thread(self._prepare, request)
         try:
-            outputs = await self._generate_all(prompt, params)
+            outputs = await self._generate_all(prepared)
         except GenerationError as error:
-            raise self._refusal(error, request) from error
-        return self._completion(request).response(outputs)
+            raise prepared.refusal(error, request) from error
+        return prepared.completion.response(outputs)
 
     def chat_completion_sync(self, request: ChatCompletionRequest) -> ChatCompletionResponse:
         """:meth:`chat_completion` for callers without an event loop."""
-        streams = self._start_sync(request)
+        prepared = self._prepare(request)
+        streams = self._start_sync(prepared, request)
         try:
             outputs = [stream.finish() for stream in streams]
         finally:
             for stream in streams:
                 stream.cancel()
-        return self._completion(request).response(outputs)
+        return prepared.completion.response(outputs)
 
     def chat_completion_stream(self, request: ChatCompletionRequest) -> ChatCompletionStream:
         """Answer a conversation chunk by chunk; both ``await`` and ``async for`` work on the result."""
 
         async def start() -> tuple[Completion, Sequence[GenerationStream]]:
-            prompt, params = await asyncio.to_thread(self._prepare, request)
+            prepared = await asyncio.to_thread(self._prepare, request)
             streams: list[GenerationStream] = []
             try:
-                for choice in params:
-                    streams.append(await self._engine.generate_stream(prompt, choice))
+                for choice in prepared.params:
+                    streams.append(await self._engine.generate_stream(prepared.prompt, choice))
             except BaseException as error:
                 for stream in streams:
                     stream.cancel()
                 if isinstance(error, GenerationError):
-                    raise self._refusal(error, request) from error
+                    raise prepared.refusal(error, request) from error
                 raise
-            return self._completion(request), streams
+            return prepared.completion, streams
 
         return ChatCompletionStream(start)
 
@@ -123,7 +149,8 @@ class OpenAIAdapter:
 
         What is wrong with the request is raised here, before the first chunk is taken.
         """
-        return sync_chunks(self._completion(request), self._start_sync(request))
+        prepared = self._prepare(request)
+        return sync_chunks(prepared.completion, self._start_sync(prepared, request))
 
     def close(self) -> None:
         """Close the engine too."""
@@ -145,16 +172,41 @@ class OpenAIAdapter:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _prepare(self, request: ChatCompletionRequest) -> tuple[list[int], list[GenerationParams]]:
+    def _prepare(self, request: ChatCompletionRequest) -> _Prepared:
         """Everything about a request that can be refused before the engine sees it."""
         log_unknown_names(request.model_extra or ())
         refuse_unsupported(request)
-        params = generation_params(request, self._config.sampling_defaults)
-        prompt = render_prompt(self._engine.chat_template, request)
-        check_length(request, len(prompt), self._engine.model_info().max_sequence_length)
-        return prompt, params
+        plan = plan_tools(request, self._format)
+        info = self._engine.model_info()
+        prompt = render_prompt(self._engine.chat_template, request, plan.prompt_tools())
+        check_length(request, len(prompt), info.max_sequence_length)
+        prompt_end = self._format.prompt_end(prompt)
+        constraint = constrain(request, plan, self._format, prompt_end)
+        keeps_markup = self._format.needs_control_tokens(tools=bool(plan.callable))
+        # Past its end an answer goes on only to measure, and the end token is no markup.
+        skip_special_tokens = bool(request.ignore_eos) or not keeps_markup
+        params = generation_params(
+            request,
+            self._config.sampling_defaults,
+            grammar=constraint.grammar if constraint is not None else None,
+            skip_special_tokens=skip_special_tokens,
+        )
+        options = request.stream_options
+        completion = Completion(
+            model=request.model or info.name,
+            tokenizer=self._engine.tokenizer,
+            fingerprint=self._fingerprint,
+            format=self._format,
+            plan=plan,
+            prompt_end=prompt_end,
+            skip_special_tokens=skip_special_tokens,
+            logprobs=bool(request.logprobs),
+            include_usage=bool(options and options.include_usage),
+        )
+        return _Prepared(prompt=prompt, params=params, completion=completion, constraint=constraint)
 
-    async def _generate_all(self, prompt: list[int], params: list[GenerationParams]) -> list[GenerationOutput]:
+    async def _generate_all(self, prepared: _Prepared) -> list[GenerationOutput]:
+        prompt, params = prepared.prompt, prepared.params
         if len(params) == 1:
             return [await self._engine.generate(prompt, params[0])]
         try:
@@ -164,28 +216,32 @@ class OpenAIAdapter:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    def _start_sync(self, request: ChatCompletionRequest) -> list[SyncGenerationStream]:
-        prompt, params = self._prepare(request)
+    def _start_sync(self, prepared: _Prepared, request: ChatCompletionRequest) -> list[SyncGenerationStream]:
         streams: list[SyncGenerationStream] = []
         try:
-            for choice in params:
-                streams.append(self._engine.generate_stream_sync(prompt, choice))
+            for choice in prepared.params:
+                streams.append(self._engine.generate_stream_sync(prepared.prompt, choice))
         except GenerationError as error:
             for stream in streams:
                 stream.cancel()
-            raise self._refusal(error, request) from error
+            raise prepared.refusal(error, request) from error
         return streams
 
-    def _completion(self, request: ChatCompletionRequest) -> Completion:
-        options = request.stream_options
-        return Completion(
-            model=request.model,
-            tokenizer=self._engine.tokenizer,
-            fingerprint=self._fingerprint,
-            logprobs=bool(request.logprobs),
-            include_usage=bool(options and options.include_usage),
-        )
 
-    @staticmethod
-    def _refusal(error: GenerationError, request: ChatCompletionRequest) -> GenerationError:
-        return error if isinstance(error, QueueFullError | EngineStoppedError) else request_error(error, request)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A request that the engine can take."""
+
+    prompt: list[int]
+    params: list[GenerationParams]
+    """One a choice."""
+    completion: Completion
+    constraint: Constraint | None
+
+    def refusal(self, error: GenerationError, request: ChatCompletionRequest) -> GenerationError:
+        """The engine's error in the words of the request."""
+        if isinstance(error, QueueFullError | EngineStoppedError):
+            return error
+        if isinstance(error, GrammarError) and self.constraint is not None:
+            return self.constraint.refusal(error)
+        return request_error(error, request)

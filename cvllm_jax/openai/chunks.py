@@ -5,13 +5,24 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cvllm_jax import __version__
 from cvllm_jax.errors import CancelledError, OtherError
+from cvllm_jax.openai.answers import AnswerReader
 from cvllm_jax.openai.errors import GenerationFailedError
+from cvllm_jax.openai.model_format import ModelFormat
+from cvllm_jax.openai.tool_parsers import (
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    fold,
+)
+from cvllm_jax.openai.tool_plan import ToolPlan
 from cvllm_jax.openai.types import (
     ChatChoice,
     ChatCompletionChunk,
@@ -19,14 +30,20 @@ from cvllm_jax.openai.types import (
     ChoiceDelta,
     ChoiceLogprobs,
     ChunkChoice,
+    CompletionTokensDetails,
     FinishReasonName,
+    FunctionCall,
+    FunctionCallDelta,
     Message,
     PromptTokensDetails,
     TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
     TopTokenLogprob,
     Usage,
 )
 from cvllm_jax.params import FinishReason, GenerationOutput, ModelInfo, TokenUpdate, TopLogprob
+from cvllm_jax.text import Detokenizer
 
 if TYPE_CHECKING:
     from cvllm_jax.text import Tokenizer
@@ -41,46 +58,66 @@ class Completion:
     model: str
     tokenizer: Tokenizer
     fingerprint: str
+    format: ModelFormat
+    plan: ToolPlan
+    prompt_end: str = ""
+    """The last tokens of the prompt as text."""
+    skip_special_tokens: bool = True
     logprobs: bool = False
     include_usage: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(16)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def reader(self) -> AnswerReader:
+        """Makes a message of one choice's text."""
+        stream = self.format.stream(self.prompt_end, self.plan.prompt_tools() if self.plan.callable else None)
+        return AnswerReader(stream, parallel=self.plan.parallel)
+
     def response(self, outputs: Sequence[GenerationOutput]) -> ChatCompletionResponse:
         """The whole answer. Raises GenerationFailedError if the engine could not finish it."""
+        readers = [self.reader() for _ in outputs]
         return ChatCompletionResponse(
             id=self.id,
             created=self.created,
             model=self.model,
             system_fingerprint=self.fingerprint,
-            choices=[self._choice(index, output) for index, output in enumerate(outputs)],
-            usage=usage_of(outputs),
+            choices=[
+                self._choice(index, output, reader) for index, (output, reader) in enumerate(zip(outputs, readers))
+            ],
+            usage=usage_of(outputs, sum(reader.reasoning_tokens for reader in readers)),
         )
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:
         return self._chunk(index, ChoiceDelta(role="assistant", content=""))
 
-    def token_chunk(self, index: int, update: TokenUpdate) -> ChatCompletionChunk | None:
-        """What one token adds, or None if it shows nothing yet."""
+    def token_chunks(self, index: int, update: TokenUpdate, reader: AnswerReader) -> Iterator[ChatCompletionChunk]:
+        """What one token adds, if it shows anything yet. Its log probability comes with the first chunk."""
         logprobs = None
         if self.logprobs and update.token is not None and update.logprob is not None:
             entry = self._logprob(update.token, update.logprob, update.top_logprobs)
             logprobs = ChoiceLogprobs(content=[entry])
-        if not update.text and logprobs is None:
-            return None
-        return self._chunk(index, ChoiceDelta(content=update.text), logprobs)
+        deltas = [_delta(event) for event in reader.feed(update.text, tokens=int(update.token is not None))]
+        if logprobs is not None and not deltas:
+            deltas = [ChoiceDelta()]
+        for delta in deltas:
+            yield self._chunk(index, delta, logprobs)
+            logprobs = None
 
-    def last_chunk(self, index: int, output: GenerationOutput) -> ChatCompletionChunk:
-        return self._chunk(index, ChoiceDelta(), finish_reason=finish_reason_name(output))
+    def last_chunks(self, index: int, output: GenerationOutput, reader: AnswerReader) -> Iterator[ChatCompletionChunk]:
+        """What was held back, and the finish reason. Raises GenerationFailedError if the engine did not finish."""
+        finish_reason_name(output)
+        for event in reader.finish():
+            yield self._chunk(index, _delta(event))
+        yield self._chunk(index, ChoiceDelta(), finish_reason=self._finish_reason(output, reader))
 
-    def usage_chunk(self, outputs: Sequence[GenerationOutput]) -> ChatCompletionChunk:
+    def usage_chunk(self, outputs: Sequence[GenerationOutput], reasoning_tokens: int) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             id=self.id,
             created=self.created,
             model=self.model,
             system_fingerprint=self.fingerprint,
             choices=[],
-            usage=usage_of(outputs),
+            usage=usage_of(outputs, reasoning_tokens),
         )
 
     def _chunk(
@@ -101,7 +138,8 @@ class Completion:
             chunk.usage = None  # now it is set, and shows as null
         return chunk
 
-    def _choice(self, index: int, output: GenerationOutput) -> ChatChoice:
+    def _choice(self, index: int, output: GenerationOutput, reader: AnswerReader) -> ChatChoice:
+        message = self._message(output, reader)
         logprobs = None
         if self.logprobs and output.logprobs is not None:
             alternatives = output.top_logprobs or [[] for _ in output.tokens]
@@ -113,10 +151,38 @@ class Completion:
             )
         return ChatChoice(
             index=index,
-            message=Message.assistant(output.text),
+            message=message,
             logprobs=logprobs,
-            finish_reason=finish_reason_name(output),
+            finish_reason=self._finish_reason(output, reader),
         )
+
+    def _message(self, output: GenerationOutput, reader: AnswerReader) -> Message:
+        events, text = [], output.text
+        at = 0
+        if self.format.may_reason:  # token by token, as it was made, to know how many are reasoning
+            decoder = Detokenizer(self.tokenizer, self.skip_special_tokens)
+            for token in output.tokens:
+                end = at + len(decoder.push(token))
+                events += reader.feed(text[at:end], tokens=1)
+                at = end
+        events += [*reader.feed(text[at:]), *reader.finish()]
+        parsed = fold(events)
+        calls = [
+            ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            for call in parsed.tool_calls
+        ]
+        return Message(
+            role="assistant",
+            content=parsed.content,
+            reasoning_content=parsed.reasoning,
+            tool_calls=calls or None,
+        )
+
+    def _finish_reason(self, output: GenerationOutput, reader: AnswerReader) -> FinishReasonName:
+        """A call that the request names ends with "stop", as at OpenAI: the model had no choice."""
+        if reader.has_calls and not self.plan.named and output.finish_reason == FinishReason.Stop:
+            return "tool_calls"
+        return finish_reason_name(output)
 
     def _logprob(self, token: int, logprob: float, top: Sequence[TopLogprob] | None) -> TokenLogprob:
         text, data = self._token_text(token)
@@ -129,6 +195,19 @@ class Completion:
     def _token_text(self, token: int) -> tuple[str, list[int]]:
         data = self.tokenizer.token_bytes(token)
         return data.decode("utf-8", "replace"), list(data)
+
+
+def _delta(event: Event) -> ChoiceDelta:
+    match event:
+        case ContentDelta(text):
+            return ChoiceDelta(content=text)
+        case ReasoningDelta(text):
+            return ChoiceDelta(reasoning_content=text)
+        case ToolCallStart(index, call_id, name):
+            function = FunctionCallDelta(name=name, arguments="")
+            return ChoiceDelta(tool_calls=[ToolCallDelta(index=index, id=call_id, type="function", function=function)])
+        case ToolCallArguments(index, text):
+            return ChoiceDelta(tool_calls=[ToolCallDelta(index=index, function=FunctionCallDelta(arguments=text))])
 
 
 def finish_reason_name(output: GenerationOutput) -> FinishReasonName:
@@ -146,7 +225,7 @@ def finish_reason_name(output: GenerationOutput) -> FinishReasonName:
             raise OtherError(f"unknown finish reason {other!r}")
 
 
-def usage_of(outputs: Sequence[GenerationOutput]) -> Usage:
+def usage_of(outputs: Sequence[GenerationOutput], reasoning_tokens: int = 0) -> Usage:
     """Tokens of all choices; the prompt they share counts once."""
     prompt = outputs[0].stats.prompt_tokens
     completion = sum(output.stats.generated_tokens for output in outputs)
@@ -155,6 +234,7 @@ def usage_of(outputs: Sequence[GenerationOutput]) -> Usage:
         completion_tokens=completion,
         total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=outputs[0].cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from cvllm_jax.errors import TokenizationError
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["render_prompt", "template_messages"]
 
 
-def render_prompt(template: ChatTemplate | None, request: ChatCompletionRequest) -> list[int]:
-    """The conversation as token ids, ready for the assistant's turn.
+def render_prompt(
+    template: ChatTemplate | None, request: ChatCompletionRequest, tools: list[dict[str, Any]] | None = None
+) -> list[int]:
+    """The conversation, and the tools that the model may see, as token ids, ready for the assistant's turn.
 
     Raises RequestError for messages that cannot be rendered and TokenizationError when the
     template itself refuses them.
@@ -29,6 +32,8 @@ def render_prompt(template: ChatTemplate | None, request: ChatCompletionRequest)
     variables: dict[str, Any] = {"add_generation_prompt": True}
     if request.reasoning_effort is not None:
         variables["reasoning_effort"] = request.reasoning_effort
+        if request.reasoning_effort == "none":  # what most templates of open models know instead
+            variables["enable_thinking"] = False
     for name, value in (request.chat_template_kwargs or {}).items():
         if name in ("messages", "tools"):
             raise RequestError(
@@ -38,7 +43,7 @@ def render_prompt(template: ChatTemplate | None, request: ChatCompletionRequest)
         variables[name] = value
     messages = template_messages(request.messages)
     try:
-        return template.encode(messages, **variables)
+        return template.encode(messages, tools, **variables)
     except TokenizationError as error:
         error.param = error.param or "messages"
         raise
@@ -46,7 +51,30 @@ def render_prompt(template: ChatTemplate | None, request: ChatCompletionRequest)
 
 def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
     """Messages as plain objects whose content is one string, checked role by role."""
-    return [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    made = []
+    calls: set[str] = set()
+    for index, message in enumerate(messages):
+        made.append(_template_message(message, f"messages[{index}]"))
+        if message.role == "assistant":
+            calls = {call.id for call in message.tool_calls or ()}
+        elif message.role == "tool":
+            _check_answer(message, calls, f"messages[{index}]")
+    return made
+
+
+def _check_answer(message: Message, calls: Container[str], param: str) -> None:
+    """Refuse a tool's message that answers none of the ``calls`` before it."""
+    if not calls:
+        raise RequestError(
+            "Invalid parameter: messages with role 'tool' must be a response to a preceding message with 'tool_calls'.",
+            param=f"{param}.role",
+        )
+    if message.tool_call_id not in calls:
+        raise RequestError(
+            f"Invalid parameter: 'tool_call_id' of '{str(message.tool_call_id)[:100]}' not found in 'tool_calls' of "
+            "previous message.",
+            param=f"{param}.tool_call_id",
+        )
 
 
 def _template_message(message: Message, param: str) -> dict[str, Any]:

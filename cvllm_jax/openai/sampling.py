@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cvllm_jax.errors import GenerationError
+from cvllm_jax.grammar import Grammar
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.types import ChatCompletionRequest
 from cvllm_jax.params import GenerationParams
@@ -20,7 +21,13 @@ SAMPLING_DEFAULT_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_
 _REQUEST_NAMES = {"stop_sequences": "stop", "prompt": "messages"}
 
 
-def generation_params(request: ChatCompletionRequest, defaults: Mapping[str, Any]) -> list[GenerationParams]:
+def generation_params(
+    request: ChatCompletionRequest,
+    defaults: Mapping[str, Any],
+    *,
+    grammar: Grammar | None = None,
+    skip_special_tokens: bool = True,
+) -> list[GenerationParams]:
     """One GenerationParams a choice; ``defaults`` fill in what the request leaves open.
 
     Raises RequestError that names the request's field.
@@ -52,6 +59,8 @@ def generation_params(request: ChatCompletionRequest, defaults: Mapping[str, Any
                 logprobs=bool(request.logprobs),
                 top_logprobs=request.top_logprobs or 0,
                 seed=_choice_seed(request.seed, index),
+                grammar=grammar,
+                skip_special_tokens=skip_special_tokens,
             )
             for index in range(request.n or 1)
         ]

@@ -78,40 +78,48 @@ async def _chunks(
     try:
         for index in range(len(streams)):
             yield completion.first_chunk(index)
-        merged = _choice(completion, 0, streams[0]) if len(streams) == 1 else _merge(completion, streams)
+        choices = [_Choice(completion, index, stream) for index, stream in enumerate(streams)]
+        merged = choices[0].chunks() if len(choices) == 1 else _merge(choices)
         async with aclosing(merged):
             async for chunk in merged:
                 yield chunk
         if completion.include_usage:
-            yield completion.usage_chunk([stream.output for stream in streams])
+            reasoning_tokens = sum(choice.reader.reasoning_tokens for choice in choices)
+            yield completion.usage_chunk([stream.output for stream in streams], reasoning_tokens)
     finally:
         _cancel(streams)
 
 
-async def _choice(
-    completion: Completion, index: int, stream: GenerationStream
-) -> AsyncGenerator[ChatCompletionChunk, None]:
-    async for update in stream:
-        if (chunk := completion.token_chunk(index, update)) is not None:
+class _Choice:
+    """One choice on its way."""
+
+    def __init__(self, completion: Completion, index: int, stream: GenerationStream) -> None:
+        self.reader = completion.reader()
+        self._completion = completion
+        self._index = index
+        self._stream = stream
+
+    async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
+        async for update in self._stream:
+            for chunk in self._completion.token_chunks(self._index, update, self.reader):
+                yield chunk
+        for chunk in self._completion.last_chunks(self._index, self._stream.output, self.reader):
             yield chunk
-    yield completion.last_chunk(index, stream.output)
 
 
-async def _merge(
-    completion: Completion, streams: Sequence[GenerationStream]
-) -> AsyncGenerator[ChatCompletionChunk, None]:
+async def _merge(choices: Sequence[_Choice]) -> AsyncGenerator[ChatCompletionChunk, None]:
     """The chunks of several choices as they come."""
     queue: asyncio.Queue[ChatCompletionChunk | None] = asyncio.Queue()
 
-    async def pump(index: int, stream: GenerationStream) -> None:
-        async for chunk in _choice(completion, index, stream):
+    async def pump(choice: _Choice) -> None:
+        async for chunk in choice.chunks():
             queue.put_nowait(chunk)
 
     async def pump_all() -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for index, stream in enumerate(streams):
-                    group.create_task(pump(index, stream))
+                for choice in choices:
+                    group.create_task(pump(choice))
         finally:
             queue.put_nowait(None)
 
@@ -132,17 +140,19 @@ def sync_chunks(completion: Completion, streams: Sequence[SyncGenerationStream])
     try:
         for index in range(len(streams)):
             yield completion.first_chunk(index)
+        readers = [completion.reader() for _ in streams]
         active = dict(enumerate(streams))
         while active:
             for index, stream in list(active.items()):
                 update = next(stream, None)
                 if update is None:
-                    yield completion.last_chunk(index, stream.output)
+                    yield from completion.last_chunks(index, stream.output, readers[index])
                     del active[index]
-                elif (chunk := completion.token_chunk(index, update)) is not None:
-                    yield chunk
+                else:
+                    yield from completion.token_chunks(index, update, readers[index])
         if completion.include_usage:
-            yield completion.usage_chunk([stream.output for stream in streams])
+            reasoning_tokens = sum(reader.reasoning_tokens for reader in readers)
+            yield completion.usage_chunk([stream.output for stream in streams], reasoning_tokens)
     finally:
         _cancel(streams)
 

@@ -15,11 +15,8 @@ _log = logging.getLogger(__name__)
 
 # field -> values that ask for nothing; None always does
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -28,6 +25,20 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "best_of": (1,),
     "echo": (False,),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_grammar": (),
+    "guided_choice": (),
+}
+
+# field -> the one that does the same
+_INSTEAD = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "guided_json": "structured_outputs",
+    "guided_regex": "structured_outputs",
+    "guided_grammar": "structured_outputs",
+    "guided_choice": "structured_outputs",
 }
 
 _MAX_REMEMBERED = 1000
@@ -40,8 +51,9 @@ def refuse_unsupported(request: ChatCompletionRequest) -> None:
         value = getattr(request, field)
         if value is not None and value not in neutral:
             allowed = " or ".join(repr(choice) for choice in neutral)
+            advice = f"use '{_INSTEAD[field]}' instead" if field in _INSTEAD else "leave it out"
             raise RequestError(
-                f"'{field}' is not supported{f' except as {allowed}' if allowed else ''}; leave it out.",
+                f"'{field}' is not supported{f' except as {allowed}' if allowed else ''}; {advice}.",
                 param=field,
                 code="unsupported_parameter",
             )

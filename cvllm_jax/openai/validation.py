@@ -39,10 +39,17 @@ def describe_error(error: ValidationError, data: Any) -> RequestError:
     deepest = max(len(path) for path, _ in findings)
     path = next(path for path, _ in findings if len(path) == deepest)
     same_place = [item for other_path, item in findings if other_path == path]
-    # Where one alternative of a union takes the type, its complaint about the value is the one that helps.
-    item = next((item for item in same_place if item["type"] not in _EXPECTED), same_place[0])
+    item = min(same_place, key=_rank)
     message, code = _sentence(_param(path), item, same_place)
-    return RequestError(message, param=_param(path), code=code)
+    tag = item["type"] in ("union_tag_invalid", "union_tag_not_found")
+    return RequestError(message, param=_param((*path, "type") if tag else path), code=code)
+
+
+def _rank(item: ErrorDetails) -> int:
+    """How little a finding helps beside others of the same place, which alternatives of a union give."""
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found") and isinstance(item["input"], dict):
+        return 0  # an object is meant, so what other alternatives say about it is beside the point
+    return 2 if item["type"] in _EXPECTED else 1
 
 
 def _path(item: ErrorDetails, data: Any) -> tuple[int | str, ...]:
@@ -88,6 +95,13 @@ def _sentence(param: str, item: ErrorDetails, same_place: list[ErrorDetails]) ->
         )
     if kind == "finite_number":
         return f"Invalid '{param}': expected a finite number, but got {value} instead.", "invalid_value"
+    if kind == "union_tag_not_found":
+        return f"Missing required parameter: '{param}.type'.", "missing_required_parameter"
+    if kind == "union_tag_invalid":
+        return (
+            f"Invalid value: {_shown(context['tag'])}. Supported values are: {context['expected_tags']}.",
+            "invalid_value",
+        )
     if kind == "literal_error":
         return (
             f"Invalid value: {_shown(value)}. Supported values are: {context['expected']}.",
@@ -103,6 +117,16 @@ def _sentence(param: str, item: ErrorDetails, same_place: list[ErrorDetails]) ->
             f"Invalid '{param}': empty array. Expected an array with minimum length {context['min_length']}, "
             "but got an empty array instead."
         ), "empty_array"
+    if kind == "string_pattern_mismatch":
+        return (
+            f"Invalid '{param}': string does not match pattern. Expected a string that matches the pattern "
+            f"'{context['pattern']}'."
+        ), "invalid_value"
+    if kind == "string_too_long":
+        return (
+            f"Invalid '{param}': string too long. Expected a string with maximum length {context['max_length']}, "
+            f"but got a string with length {len(value)} instead."
+        ), "string_above_max_length"
     if kind == "string_too_short":
         return f"Invalid '{param}': empty string. Expected a string of at least 1 character.", "empty_string"
     return f"Invalid '{param}': {item['msg']}.", "invalid_value"

@@ -55,6 +55,7 @@ class ChatTemplate:
         if special_tokens is None and tokenizer is not None:
             special_tokens = tokenizer.special_tokens
         self.source = source
+        self.tool_use_source = tool_use_source
         self.special_tokens = dict(special_tokens or {})
         self.tokenizer = tokenizer
         self._template = _compile(source)

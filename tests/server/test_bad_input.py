@@ -101,7 +101,8 @@ def test_unknown_models(server):
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "raise!"}]}, "messages", "invalid_value"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "invalid_value"),
-        ({"tools": [{}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{}]}, "tools[0].function", "missing_required_parameter"),
+        ({"tools": [{"function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
     ],
 )
 def test_refused_fields(server, fields, param, code, stream):

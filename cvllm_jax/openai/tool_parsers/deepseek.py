@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, NamedCalls
 from cvllm_jax.openai.tool_parsers.json_scanner import json_value
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
@@ -27,6 +28,19 @@ class DeepSeekV3Parser(ToolParser):
     """
 
     name = "deepseek_v3"
+    markers = (_CALLS_BEGIN, _CALLS_END, _BEGIN, _SEPARATOR, _END)
+
+    def call_form(self, chat_template: str) -> CallForm:
+        before, between, after = "", _SEPARATOR, _END
+        if "```json" in chat_template:
+            before, between, after = f"function{_SEPARATOR}", "\n```json\n", f"\n```{_END}"
+        return NamedCalls(
+            begin=f"{_CALLS_BEGIN}{_BEGIN}{before}",
+            between=between,
+            separator="",
+            end=f"{after}{_CALLS_END}",
+            parallel=False,
+        )
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         while (yield from reader.until((_CALLS_BEGIN, _BEGIN), output.content)) is not None:

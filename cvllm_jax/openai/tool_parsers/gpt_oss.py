@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, NamedCalls
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
 from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader, discard
@@ -43,6 +44,11 @@ class GptOssParser(ToolParser):
         """Without ``reports_calls`` the arguments of a call are content like any other message."""
         super().__init__(make_id=make_id)
         self._reports_calls = reports_calls
+
+    def call_form(self, chat_template: str) -> CallForm:
+        # The token that closes a call ends the answer, so a grammar has it there in any case.
+        begin = f"{_CHANNEL}commentary to={_NAMESPACE}"
+        return NamedCalls(begin=begin, between=f" <|constrain|>json{_MESSAGE}", separator="", end="", parallel=False)
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         content, reasoning = _Lines(output.content), _Lines(output.reasoning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.tagged_json import TaggedJsonParser
 
 __all__ = ["GraniteParser"]
@@ -15,3 +16,7 @@ class GraniteParser(TaggedJsonParser):
 
     name = "granite"
     tags = (("<|tool_call|>", ""), ("<tool_call>", "</tool_call>"))
+    markers = ("<|tool_call|>", "<tool_call>", "</tool_call>")
+
+    def call_form(self, chat_template: str) -> CallForm:
+        return JsonCalls(begin="<|tool_call|>[", separator="", end="]", parallel=False)

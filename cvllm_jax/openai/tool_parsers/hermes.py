@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.tagged_json import TaggedJsonParser
 
 __all__ = ["HermesParser"]
@@ -15,3 +16,7 @@ class HermesParser(TaggedJsonParser):
 
     name = "hermes"
     tags = (("<tool_call>", "</tool_call>"),)
+    markers = ("<tool_call>", "</tool_call>")
+
+    def call_form(self, chat_template: str) -> CallForm:
+        return JsonCalls(begin="<tool_call>\n", separator="\n", end="\n</tool_call>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.json_calls import json_calls
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
@@ -23,6 +24,10 @@ class Llama3JsonParser(ToolParser):
     """
 
     name = "llama3_json"
+    markers = (_MARKER,)
+
+    def call_form(self, chat_template: str) -> CallForm:
+        return JsonCalls(begin="", separator="; ", end="", arguments_key="parameters")
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         while (opening := (yield from reader.until((_MARKER, "{", "["), output.content))) is not None:

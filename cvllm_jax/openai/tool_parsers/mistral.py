@@ -7,6 +7,7 @@ import secrets
 import string
 
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls, NamedCalls
 from cvllm_jax.openai.tool_parsers.json_calls import json_calls
 from cvllm_jax.openai.tool_parsers.json_scanner import json_value
 from cvllm_jax.openai.tool_parsers.output import Output
@@ -30,6 +31,12 @@ class MistralParser(ToolParser):
     """
 
     name = "mistral"
+    markers = (_MARKER, _CALL_ID, _ARGUMENTS)
+
+    def call_form(self, chat_template: str) -> CallForm:
+        if _ARGUMENTS in chat_template:
+            return NamedCalls(begin=_MARKER, between=_ARGUMENTS, separator="", end="")
+        return JsonCalls(begin=f"{_MARKER} [", separator="", end="]", parallel=False)
 
     @staticmethod
     def new_id() -> str:

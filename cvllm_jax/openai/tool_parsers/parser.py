@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm
 from cvllm_jax.openai.tool_parsers.events import Event, ParsedToolCall, fold
 from cvllm_jax.openai.tool_parsers.output import Output, tool_call_id
 from cvllm_jax.openai.tool_parsers.reader import Steps, TextReader
@@ -54,6 +55,9 @@ class ToolParser(ABC):
     name: ClassVar[str]
     handles_reasoning: ClassVar[bool] = False
     """Whether reasoning is reported too, because the format marks it the same way as calls."""
+    markers: ClassVar[tuple[str, ...] | None] = None
+    """What the format is told by. In some vocabularies these are control tokens, which text must keep then. None: any
+    control token may be one."""
 
     def __init__(self, *, make_id: Callable[[], str] | None = None) -> None:
         self._make_id = make_id or self.new_id
@@ -62,6 +66,10 @@ class ToolParser(ABC):
     def new_id() -> str:
         """An id for a call, of the form that the model's chat template takes back."""
         return tool_call_id()
+
+    def call_form(self, chat_template: str) -> CallForm | None:
+        """How a grammar has calls written for a model with this chat template; None if it cannot."""
+        return None
 
     def parse(self, text: str, tools: Sequence[Any] = ()) -> tuple[str | None, list[ParsedToolCall]]:
         """The content and the calls of a whole answer; content is None where there are calls and nothing else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.tagged_json import TaggedJsonParser
 
 __all__ = ["Phi4MiniParser"]
@@ -16,3 +17,8 @@ class Phi4MiniParser(TaggedJsonParser):
 
     name = "phi4_mini"
     tags = (("functools", ""), ("<|tool_call|>", "<|/tool_call|>"))
+    markers = ("functools", "<|tool_call|>", "<|/tool_call|>")
+
+    def call_form(self, chat_template: str) -> CallForm:
+        begin, end = ("functools[", "]") if "functools" in chat_template else ("<|tool_call|>[", "]<|/tool_call|>")
+        return JsonCalls(begin=begin, separator="", end=end, parallel=False)

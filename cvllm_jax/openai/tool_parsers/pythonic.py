@@ -32,6 +32,7 @@ class PythonicParser(ToolParser):
     """
 
     name = "pythonic"
+    markers = (*_OPENINGS, _CLOSING)
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         reader.hold()

@@ -30,6 +30,7 @@ class Qwen3CoderParser(ToolParser):
     """
 
     name = "qwen3_coder"
+    markers = (_CALL, _CALL_END)
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         while (yield from reader.until((_CALL, _FUNCTION), output.content)) is not None:

@@ -1,0 +1,198 @@
+"""Which grammar an answer must match."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from cvllm_jax.grammar import (
+    AfterText,
+    Grammar,
+    GrammarError,
+    JsonObjectGrammar,
+    JsonSchemaGrammar,
+    LarkGrammar,
+    RegexGrammar,
+    tool_call_grammar,
+)
+from cvllm_jax.openai.answer_rules import Calls, ContentGrammar, Thinking, answer_grammar, harmony_grammar
+from cvllm_jax.openai.errors import RequestError
+from cvllm_jax.openai.model_format import ModelFormat
+from cvllm_jax.openai.tool_parsers.call_form import JsonCalls
+from cvllm_jax.openai.tool_plan import ToolPlan
+from cvllm_jax.openai.types import ChatCompletionRequest, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs
+
+__all__ = ["Constraint", "constrain"]
+
+_SPECIAL = re.compile(r"[\\^$.*+?()\[\]{}|/]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """A grammar, and what of the request asks for it."""
+
+    grammar: Grammar
+    param: str
+    subject: str
+    """What a message calls it."""
+    code: str | None = None
+
+    def refusal(self, error: GrammarError) -> RequestError:
+        """The request's error for a grammar that cannot be enforced."""
+        return _refusal(error, self.param, self.subject, self.code)
+
+
+def constrain(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat, prompt_end: str) -> Constraint | None:
+    """The constraint on the answer to a prompt that ends with ``prompt_end``; None if there is none.
+
+    Raises RequestError for one that is invalid or cannot be enforced for this model.
+    """
+    content, param, subject = _wanted_content(request)
+    if plan.required or (content is None and plan.constrained):
+        content, param, subject = None, "tools", "the parameters of 'tools'"
+    elif content is None:
+        return None
+    code = {"tools": "invalid_function_parameters", "response_format": "invalid_json_schema"}.get(param)
+    try:
+        grammar = _grammar(content, _calls(plan, form), form, prompt_end)
+    except GrammarError as error:
+        raise _refusal(error, param, subject, code) from None
+    return Constraint(grammar=grammar, param=param, subject=subject, code=code)
+
+
+def _refusal(error: GrammarError, param: str, subject: str, code: str | None) -> RequestError:
+    return RequestError(f"Invalid {subject}: {error}.", param=param, code=code or "invalid_value")
+
+
+def _wanted_content(request: ChatCompletionRequest) -> tuple[ContentGrammar | LarkGrammar | None, str, str]:
+    """What ``response_format`` or ``structured_outputs`` ask for, with the field's name and how to call it."""
+    wanted: ContentGrammar | LarkGrammar | None = None
+    match request.response_format:
+        case JsonObjectFormat():
+            wanted = JsonObjectGrammar()
+        case JsonSchemaFormat(json_schema=schema):
+            subject = f"schema for response_format '{schema.name}'"
+            wanted = JsonSchemaGrammar(schema.schema_)
+            if request.structured_outputs is None:
+                return wanted, "response_format", subject
+    if request.structured_outputs is None:
+        return wanted, "response_format", "response_format"
+    if wanted is not None:
+        raise RequestError(
+            "'structured_outputs' and 'response_format' both constrain the answer; use one of them.",
+            param="structured_outputs",
+            code="invalid_parameter_combination",
+        )
+    return _structured(request.structured_outputs), "structured_outputs", "'structured_outputs'"
+
+
+def _structured(outputs: StructuredOutputs) -> ContentGrammar | LarkGrammar:
+    given = [name for name, value in outputs if value is not None and value is not False]
+    if outputs.json_ is False:
+        given.append("json_")
+    if len(given) != 1:
+        raise RequestError(
+            "'structured_outputs' needs exactly one of 'json', 'json_object', 'regex', 'grammar' and 'choice', "
+            f"not {len(given)}.",
+            param="structured_outputs",
+            code="invalid_parameter_combination",
+        )
+    if outputs.json_object:
+        return JsonObjectGrammar()
+    if outputs.regex is not None:
+        return RegexGrammar(outputs.regex)
+    if outputs.grammar is not None:
+        return LarkGrammar(outputs.grammar)
+    if outputs.choice is not None:
+        return RegexGrammar("|".join(_SPECIAL.sub(r"\\\g<0>", text) for text in outputs.choice))
+    schema = outputs.json_
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(
+                f"Invalid 'structured_outputs.json': not JSON: {error}.", param="structured_outputs.json"
+            ) from None
+    if not isinstance(schema, dict | bool):
+        raise RequestError(
+            "Invalid 'structured_outputs.json': a JSON schema is an object or a boolean.",
+            param="structured_outputs.json",
+        )
+    return JsonSchemaGrammar(schema)
+
+
+def _calls(plan: ToolPlan, form: ModelFormat) -> Calls | None:
+    """The calls that a grammar has to have, as the model writes them."""
+    if not plan.callable:
+        return None
+    written = form.call_form
+    if written is None:
+        assert form.tool_parser is not None
+        raise RequestError(
+            f"Calls in this model's format ({form.tool_parser.name}) cannot be enforced: 'tool_choice' must be 'auto' "
+            "or 'none', without strict tools, allowed tools or 'response_format'.",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
+    return Calls(
+        form=written,
+        tools=[
+            (tool.function.name, tool.function.parameters or {"type": "object", "additionalProperties": False})
+            for tool in plan.callable
+        ],
+        required=plan.required,
+        parallel=plan.parallel and written.parallel,
+    )
+
+
+def _grammar(
+    content: ContentGrammar | LarkGrammar | None, calls: Calls | None, form: ModelFormat, prompt_end: str
+) -> Grammar:
+    """The grammar in the model's markup: in the words of the grammar package where it has them."""
+    thinking = _thinking(form, prompt_end)
+    in_channels = form.writes_channels
+    if isinstance(content, LarkGrammar):
+        if calls is not None or in_channels or (thinking is not None and thinking.begun):
+            raise RequestError(
+                "'structured_outputs.grammar' is the grammar of a whole answer: it goes with neither tools nor "
+                "reasoning; leave out 'tools', or turn reasoning off with 'chat_template_kwargs'.",
+                param="structured_outputs",
+                code="invalid_parameter_combination",
+            )
+        return content
+    controls = form.control_tokens
+    if in_channels:
+        return harmony_grammar(content, calls, controls)
+    if thinking is None or thinking.begun:
+        plain = content if calls is None else _plain_calls(calls) if content is None else None
+        if plain is not None and thinking is None:
+            return plain
+        if plain is not None and thinking is not None and (calls is None or calls.required):
+            return AfterText(thinking.closing, plain)
+    return answer_grammar(content, calls, thinking, controls)
+
+
+def _plain_calls(calls: Calls) -> Any:
+    form = calls.form
+    if not isinstance(form, JsonCalls):
+        return None
+    return tool_call_grammar(
+        form.begin,
+        form.separator,
+        form.end,
+        calls.tools,
+        at_least_one=calls.required,
+        parallel=calls.parallel,
+        name_key=form.name_key,
+        arguments_key=form.arguments_key,
+    )
+
+
+def _thinking(form: ModelFormat, prompt_end: str) -> Thinking | None:
+    """The reasoning that may come before the answer; None if there is none, or the prompt has closed it."""
+    tags = form.thinking_tags
+    if tags is None or prompt_end.rstrip().endswith(tags.closing.rstrip()):
+        return None
+    return Thinking(opening=tags.opening, closing=tags.closing, begun=tags.starts_inside(prompt_end))
