@@ -97,6 +97,7 @@ def _kernel_groups(arguments: argparse.Namespace, scratch: Path, environment: di
             job={
                 "kind": "kernels", "operation": operation, "match": arguments.match, "rehearse": arguments.rehearse,
             },
+            weight=3 if operation in ("paged_attention", "quantized_matmul") else 1,  # they have most cases
             environment=environment,
         )
         for operation in operations()
@@ -117,7 +118,9 @@ def _engine_groups(arguments: argparse.Namespace, scratch: Path, environment: di
                         "kind": "engine", "match": arguments.match, "rehearse": arguments.rehearse,
                         "engine": {"model": model, "settings": settings, "first_start": first_start},
                     },
-                    case_seconds=240,
+                    case_seconds=300,  # loading and compiling counts as a case, too
+                    # the first of several models has the goals
+                    weight=(12 if name == MODELS[0] else 6) if first_start else 1.5,
                     environment=environment | {"CVLLM_CACHE": str(scratch / f"cache {name}")},
                 )
             )  # fmt: skip
@@ -134,7 +137,7 @@ def _peer_groups(arguments: argparse.Namespace, scratch: Path, environment: dict
     for name in [arguments.model] if arguments.model else MODELS:
         config = TINY_MODEL if arguments.rehearse else dict(SHAPES[name])
         job = {"kind": "transformers", "config": config, "lengths": pairs, **common}
-        groups.append(Group(name=f"peers: transformers {name}", command=command, job=job, case_seconds=200))
+        groups.append(Group(name=f"peers: transformers {name}", command=command, job=job, case_seconds=200, weight=4))
     return groups
 
 

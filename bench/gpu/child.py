@@ -1,5 +1,6 @@
 """A process that measures with JAX: ``python -m bench.gpu.child JOB``, started by the parent."""
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ def main() -> None:
     else:
         from bench.gpu.engine import EngineBench
 
+        logging.basicConfig()
+        logging.getLogger("cvllm_jax").setLevel(logging.INFO)  # says which kernels were chosen, and why
         bench = EngineBench(**wanted["engine"], tiny=tiny, report=report)
         cases = bench.cases()
     report.run([case for case in cases if wanted.get("match", "") in case[0]], wanted["skip"], is_usable)

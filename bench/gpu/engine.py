@@ -3,6 +3,7 @@
 import asyncio
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,11 +40,20 @@ class EngineBench:
         self, *, model: str, settings: dict[str, Any], first_start: bool, tiny: bool, report: Report
     ) -> None:
         self.tiny, self.first_start = tiny, first_start
-        config = EngineConfig(model_path=model, load_format="dummy", enable_prefix_caching=False, **settings)
         began = time.perf_counter()
+        stages: dict[str, float] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            stages[stage] = round(time.perf_counter() - began, 2)
+            print(f"{stages[stage]:7.2f} s: {stage} {done} of {total}", file=sys.stderr, flush=True)
+
+        config = EngineConfig(
+            model_path=model, load_format="dummy", enable_prefix_caching=False, progress=progress, **settings
+        )
         self.engine = InferenceEngine(config)
         self.ready = time.perf_counter() - began
         self.info = self.engine.model_info()
+        report.facts(seconds_when_done=stages)
         self.compiled = self.engine.stats().compilations
         report.facts(model=model, parameters=self.info.parameters, dtype=self.info.dtype, settings=settings)
         kernels = self.engine.runner.settings.kernels._asdict()

@@ -29,22 +29,25 @@ class Group:
       command: what runs, without the job.
       job: given to the process as JSON, with the names of the cases to skip.
       case_seconds: a case that takes longer is taken for hung.
+      weight: its share of the part's time, beside those of the others.
       environment: variables to set.
     """
 
     name: str
     command: Sequence[str]
     job: dict[str, Any]
-    case_seconds: float = 90.0
+    case_seconds: float = 120.0
+    weight: float = 1.0
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def run_groups(groups: Sequence[Group], record: Record, log: Path, *, budget: float) -> None:
-    """Run groups within ``budget`` seconds. A group's share is that of the time left over the groups left."""
+    """Run groups within ``budget`` seconds. Time that one leaves goes to those after it, by their weights."""
     end = time.monotonic() + budget
     for index, group in enumerate(groups):
         now = time.monotonic()
-        _GroupRun(group, record, log).run(deadline=now + (end - now) / (len(groups) - index))
+        share = group.weight / sum(later.weight for later in groups[index:])
+        _GroupRun(group, record, log).run(deadline=now + (end - now) * share)
 
 
 class _GroupRun:

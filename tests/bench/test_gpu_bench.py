@@ -214,3 +214,16 @@ def test_the_rehearsal_ends_without_errors(options, tmp_path):
     assert found["rehearsal"] and len(found["ceilings"]) == 2 and found["groups"]
     for group in found["groups"].values():
         assert "error" not in group and {case["status"] for case in group["cases"].values()} == {"ok"}, group
+
+
+def test_a_bare_step_leaves_the_engine_as_it_was(make_engine):
+    from bench.gpu.bare_step import bare_step_seconds
+    from cvllm_jax import GenerationParams
+
+    engine = make_engine(enable_prefix_caching=False)
+    params = GenerationParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+    before = engine.generate_sync([5, 6, 7], params).tokens, engine.stats().compilations
+    assert 0 < bare_step_seconds(engine.runner, 2, 100, repeats=2) < 5
+    with pytest.raises(ValueError, match="do not fit"):
+        bare_step_seconds(engine.runner, 16, 10**7, repeats=1)
+    assert (engine.generate_sync([5, 6, 7], params).tokens, engine.stats().compilations) == before
