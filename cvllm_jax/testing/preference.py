@@ -25,12 +25,14 @@ _GROUPS: tuple[tuple[float, bytes], ...] = (
     (-46.0, b"}"),
     (-52.0, b"]"),
     (-56.0, b")>'|"),
-    (-62.0, b"0"),
-    (-66.0, b"123456789"),
+    (-60.0, b","),  # ends a number that must be followed by something
+    (-64.0, b"1"),  # not 0, which could be repeated for long where a number must be positive
+    (-67.0, b"023456789"),
     (-70.0, bytes(range(ord("a"), ord("z") + 1)) + bytes(range(ord("A"), ord("Z") + 1))),
-    (-75.0, b"!#$%&*./:;?@^_`~+-="),
+    (-74.0, b"!#$%&*./:;?@^_`~+-="),
+    (-80.0, b"([{<\\"),
 )
-_OPENING = -80.0  # spaces, commas, opening brackets, backslashes and all bytes that are not ASCII: they lead on
+_OTHERS = -88.0  # whitespace, of which there could be any amount, and bytes that are not ASCII
 _CLOSES_AT_ONCE = -35.0
 _NEVER = -95.0  # control tokens
 
@@ -38,7 +40,7 @@ _NEVER = -95.0  # control tokens
 def preference(end: int) -> Float[np.ndarray, "F V"]:
     """Logits of every token by what came last; ``end`` is the end token."""
     row = np.full(VOCABULARY_SIZE, _NEVER, np.float32)
-    row[:256] = _OPENING
+    row[:256] = _OTHERS
     for logit, characters in _GROUPS:
         row[list(characters)] = logit
     row[end] = _END
