@@ -137,7 +137,8 @@ class EngineConfig:
     """
 
     model_path: str
-    """Path of a GGUF file or a Hugging Face folder, or a hub id such as ``org/name``."""
+    """Path of a GGUF file or a Hugging Face folder, a hub id such as ``org/name``, or ``scripted:FILE`` for a model
+    that says what a file tells it (:mod:`cvllm_jax.testing`)."""
     load_format: LoadFormat = "auto"
     """``"dummy"`` makes random weights: ``model_path`` is a shape's name (``"llama-3.1-8b"`` ...) or a model folder."""
     device: Device | None = None

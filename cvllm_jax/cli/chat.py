@@ -30,7 +30,7 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A GGUF file, a Hugging Face model folder or a hub id. Default: the demo model.",
+            help="A GGUF file, a Hugging Face model folder, a hub id or scripted:FILE. Default: the demo model.",
             show_default=False,
         ),
     ] = None,

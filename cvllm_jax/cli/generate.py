@@ -23,7 +23,7 @@ def generate(
             "--model",
             "-m",
             show_default=False,
-            help="A GGUF file, a Hugging Face model folder or a hub id. Default: the demo model.",
+            help="A GGUF file, a Hugging Face model folder, a hub id or scripted:FILE. Default: the demo model.",
         ),
     ] = None,
     system: Annotated[

@@ -41,7 +41,8 @@ def serve(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A GGUF file, a Hugging Face model folder or a hub id. Default: the demo model.",
+            help="A GGUF file, a Hugging Face model folder, a hub id, or scripted:FILE (docs/scripted.md). "
+            "Default: the demo model.",
             show_default=False,
         ),
     ] = None,

@@ -1,6 +1,8 @@
 """Scripts from their files to the line that answers a conversation."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 from scripted import RULES, WEATHER_CALL, user, write_script
@@ -183,6 +185,16 @@ def test_a_template_that_is_none_and_files_that_are_none(opened, tmp_path):
 def test_as_many_rules_as_there_may_be(opened):
     script = opened([{"when": f"^{index}$", "say": f"rule {index}"} for index in range(MAX_RULES)])
     assert says(script, user(str(MAX_RULES - 1))) == f"rule {MAX_RULES - 1}"
+
+
+def test_the_scripts_in_the_documents(opened, tmp_path):
+    (tmp_path / "harmony.jinja").write_text("{{ messages[-1].content }}")
+    root = Path(__file__).parents[2]
+    rules, full = re.findall(r"```json\n(.*?)```", (root / "docs" / "scripted.md").read_text(), re.DOTALL)
+    assert says(opened(rules), user('{"celsius": 21}')).startswith("<think>")
+    assert says(opened(full), user("hi")) == "<|channel|>final<|message|>Hello."
+    readme = re.search(r"<<'END'\n(.*?)\n    END\n", (root / "README.md").read_text(), re.DOTALL)
+    assert "get_weather" in says(opened(readme[1]), user("the weather in Paris?"))
 
 
 def test_it_says_what_the_file_says(opened):
