@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cvllm_jax.openai import ChatCompletionStream
+from cvllm_jax.openai.chunk_stream import ChunkStream
 from server.connection import cancel_and_wait, client_gone
 from server.errors import as_api_error, error_body
 from server.state import ServerState, stopping_error
@@ -26,7 +27,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: ChatCompletionStream, state: ServerState) -> None:
+    def __init__(self, stream: ChunkStream[Any], state: ServerState) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._stream = stream
