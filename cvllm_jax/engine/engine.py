@@ -143,6 +143,7 @@ class InferenceEngine:
             if self._grammars is None:
                 from cvllm_jax.grammar.compiler import GrammarCompiler
 
+                self.runner.prepare_halves()
                 self._grammars = GrammarCompiler(self.tokenizer, self._info.eos_token_ids, self._info.vocab_size)
         return self._grammars.compile(grammar)
 

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 
+from cvllm_jax.engine.plan import Plan
 from cvllm_jax.engine.runner import DispatchedStep, Runner
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sequence
@@ -144,12 +145,17 @@ class EngineLoop:
     def _iterate(self, ahead: int) -> bool:
         """Plan and dispatch a step, then read steps until at most ``ahead`` are unread."""
         self._take_messages()
-        while self._dispatched and self.scheduler.waits_for_tokens:
+        waits = self.scheduler.waits_for_tokens
+        halves = waits and ahead > 0 and self.runner.halves
+        while self._dispatched and waits and not halves:
             self._read_oldest()
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(masks_follow=halves)
         if plan is not None:
             try:
-                self._dispatched.append(self.runner.dispatch(plan))
+                if halves and plan.decode:
+                    self._dispatch_halves(plan)
+                else:
+                    self._dispatched.append(self.runner.dispatch(plan))
             except Exception as error:
                 while self._dispatched:  # steps before the one that failed may be whole
                     self._read_oldest()
@@ -159,6 +165,14 @@ class EngineLoop:
         while len(self._dispatched) > (ahead if plan is not None else 0):
             self._read_oldest()
         return worked
+
+    def _dispatch_halves(self, plan: Plan) -> None:
+        """The device computes the logits of a step while the host reads the tokens before it and makes masks."""
+        started = self.runner.start(plan)
+        while self._dispatched:
+            self._read_oldest()
+        if self.scheduler.planned:  # else a step before this one failed, and this one with it
+            self._dispatched.append(self.runner.choose(started, self.scheduler.masks()))
 
     def _take_messages(self) -> None:
         with self._changed:

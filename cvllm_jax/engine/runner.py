@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ from cvllm_jax.models.registry import Model, ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
 from pallas_kernels.kv_write import KvPages
 
-__all__ = ["DispatchedStep", "Runner", "RunnerSettings"]
+__all__ = ["DispatchedStep", "Runner", "RunnerSettings", "StartedStep"]
+
+log = logging.getLogger("cvllm_jax.engine")
 
 #: Entries of logit_bias and end tokens that a slot has room for.
 MAX_BIAS, MAX_END_TOKENS = 1024, 64
@@ -63,6 +67,17 @@ class DispatchedStep:
     prefill: list[tuple[jax.Array, list[tuple[int, SamplingSettings]]]]
 
 
+@dataclass(frozen=True, slots=True)
+class StartedStep:
+    """A step whose decode rows have logits on their way and no tokens yet."""
+
+    rows: tuple[DecodeRow, ...]
+    layout: DecodeLayout
+    vector: jax.Array
+    logits: jax.Array
+    prefill: list[tuple[jax.Array, list[tuple[int, SamplingSettings]]]]
+
+
 class Runner:
     """Carries out plans.
 
@@ -77,6 +92,10 @@ class Runner:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.debug = debug
+        self.halves = False
+        """Whether decode steps can be run in two halves, so that the host makes masks while the device works."""
+        self._preparing: threading.Thread | None = None
+        self._closed = False
         self.config = config
         self.mesh = mesh
         self._graph, self._treedef, self._leaves = graph, treedef, leaves
@@ -125,6 +144,9 @@ class Runner:
 
     def close(self) -> None:
         """Let go of weights, buffers and compiled steps, and give their memory back to the system."""
+        self._closed = True
+        if self._preparing is not None:
+            self._preparing.join()
         self._leaves = self._cache = ()
         self._unmasked = {}
         del self._state
@@ -164,6 +186,27 @@ class Runner:
 
         return decode
 
+    def _forward_step(self, layout: DecodeLayout) -> Callable[..., Any]:
+        """The first half of a decode step: everything before the choice."""
+
+        def forward(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
+            batch, sampling = layout.unpack(vector)
+            model = self.model(leaves)
+            hidden, cache = model(state.last_token[sampling.slot], cache, batch)
+            return cache, model.logits(hidden)
+
+        return forward
+
+    def _choose_step(self, layout: DecodeLayout) -> Callable[..., Any]:
+        """The second half."""
+
+        def choose(logits: jax.Array, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
+            _, sampling = layout.unpack(vector)
+            state, out = sample(logits, state, sampling, mask, form=self.settings.steps.decode_forms[-1])
+            return state, out[None]
+
+        return choose
+
     def _prefill_step(self, layout: PrefillLayout) -> Callable[..., Any]:
         def prefill(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
             tokens, batch, last, sampling = layout.unpack(vector)
@@ -182,10 +225,32 @@ class Runner:
         self, name: str, step: Callable[..., Any], vector_size: int, rows: int = 0, *, loops: bool = False
     ) -> Any:
         def build() -> Any:
-            arrays = [jax.ShapeDtypeStruct((vector_size,), jnp.int32, sharding=self._replicated)]
+            arrays = [self._struct((vector_size,), jnp.int32)]
             if rows:
-                arrays.append(jax.ShapeDtypeStruct((rows, self._words), jnp.uint32, sharding=self._replicated))
+                arrays.append(self._struct((rows, self._words), jnp.uint32))
             return jax.jit(step, donate_argnums=(1, 2)).lower(self._leaves, self._cache, self._state, *arrays)
+
+        return self._compiled(name, build, loops=loops)
+
+    def _forward_program(self, layout: DecodeLayout) -> Any:
+        def build() -> Any:
+            step = jax.jit(self._forward_step(layout), donate_argnums=1)
+            return step.lower(self._leaves, self._cache, self._state, self._struct((layout.size,), jnp.int32))
+
+        return self._compiled(f"forward {layout.rows}", build)
+
+    def _choose_program(self, layout: DecodeLayout) -> Any:
+        def build() -> Any:
+            logits = self._struct((layout.rows, self.config.vocab_size), jnp.float32)
+            arrays = self._struct((layout.size,), jnp.int32), self._struct((layout.rows, self._words), jnp.uint32)
+            return jax.jit(self._choose_step(layout), donate_argnums=1).lower(logits, self._state, *arrays)
+
+        return self._compiled(f"choose {layout.rows}", build)
+
+    def _struct(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+    def _compiled(self, name: str, build: Callable[[], Any], *, loops: bool = False) -> Any:
 
         options = compiler_options(
             self._device, name.split()[0], enable_cuda_graph=self.settings.enable_cuda_graph, loops=loops,
@@ -206,6 +271,28 @@ class Runner:
 
     def _admit_program(self) -> Any:
         return self._program("admit", self._admit_step, self._admit_layout.size)
+
+    def prepare_halves(self) -> None:
+        """Compile what :meth:`start` and :meth:`choose` run, in a thread, the first time that a grammar is asked for.
+
+        Until it is done, steps with a grammar wait for each token. Most engines never see a grammar and start sooner.
+        """
+        if self._preparing is None:
+            self._preparing = threading.Thread(target=self._compile_halves, name="cvllm-jax compiler", daemon=True)
+            self._preparing.start()
+
+    def _compile_halves(self) -> None:
+        try:
+            for layout in self._decode_layouts:
+                for program in (self._forward_program, self._choose_program):
+                    if self._closed:
+                        return
+                    program(layout)
+        except Exception as error:  # it is only an optimisation
+            if not self._closed:
+                log.warning("steps with a grammar go on without overlap: %s", error)
+            return
+        self.halves = True
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load every step and run each on padding, until a GPU has recorded it."""
@@ -243,18 +330,42 @@ class Runner:
         """Queue a plan's work on the device."""
         if self.debug:
             check_plan(plan, self.settings.num_pages, self.settings.page_size, self.settings.max_batch_size)
+        self._admit(plan)
+        decode = self._dispatch_decode(plan.decode, plan.decode_steps)
+        return DispatchedStep(decode, self._dispatch_prefill(plan.prefill))
+
+    def _admit(self, plan: Plan) -> None:
         for admission in plan.admissions:
             vector = jax.device_put(self._admit_layout.pack(admission), self._replicated)
             self._cache, self._state = self._admit_program()(self._leaves, self._cache, self._state, vector)
-        decode = self._dispatch_decode(plan.decode, plan.decode_steps)
-        return DispatchedStep(decode, self._dispatch_prefill(plan.prefill))
+
+    def start(self, plan: Plan) -> StartedStep:
+        """Queue a plan's work as far as the choice of the tokens of its decode rows; :meth:`choose` is the rest."""
+        if self.debug:
+            check_plan(plan, self.settings.num_pages, self.settings.page_size, self.settings.max_batch_size)
+        self._admit(plan)
+        layout = self._layout_of(plan.decode)
+        vector = jax.device_put(layout.pack(plan.decode), self._replicated)
+        self._cache, logits = self._forward_program(layout)(self._leaves, self._cache, self._state, vector)
+        return StartedStep(plan.decode, layout, vector, logits, self._dispatch_prefill(plan.prefill))
+
+    def choose(self, started: StartedStep, masks: Items[bytes | None]) -> DispatchedStep:
+        """Queue the rest of a step; ``masks`` say what each decode row may choose."""
+        layout = started.layout
+        packed = pack_masks(masks, layout.rows, self._words)
+        mask = self._unmasked[layout.rows] if packed is None else jax.device_put(packed, self._replicated)
+        self._state, out = self._choose_program(layout)(started.logits, self._state, started.vector, mask)
+        return DispatchedStep((out, started.rows), started.prefill)
+
+    def _layout_of(self, rows: tuple[DecodeRow, ...]) -> DecodeLayout:
+        return next(layout for layout in self._decode_layouts if layout.rows >= len(rows))
 
     def _dispatch_decode(
         self, rows: tuple[DecodeRow, ...], steps: int
     ) -> tuple[jax.Array, tuple[DecodeRow, ...]] | None:
         if not rows:
             return None
-        layout = next(layout for layout in self._decode_layouts if layout.rows >= len(rows))
+        layout = self._layout_of(rows)
         forms = self.settings.steps.decode_forms
         form = next(form for form in forms if all(form.serves(row.sampling) for row in rows))
         masks = [row.mask for row in rows]

@@ -54,11 +54,17 @@ class Scheduler:
         self._chunked = chunked
         self._decode_steps = decode_steps
         self._root = hash_root
-        self._in_flight: deque[tuple[list[Sequence], list[Sequence], list[Sequence]]] = deque()
+        # of each plan those that decode (None: what the row chooses is void), choose after a prompt, and are prefilled
+        self._in_flight: deque[tuple[list[Sequence | None], list[Sequence], list[Sequence]]] = deque()
 
     @property
     def idle(self) -> bool:
         return not (self.waiting or self.running or self._in_flight)
+
+    @property
+    def planned(self) -> bool:
+        """Whether a plan is not committed yet."""
+        return bool(self._in_flight)
 
     @property
     def waits_for_tokens(self) -> bool:
@@ -76,11 +82,16 @@ class Scheduler:
 
     # --- planning ---
 
-    def plan(self) -> Plan | None:
-        """The next step, or None if there is nothing to do before a commit or a new request."""
+    def plan(self, *, masks_follow: bool = False) -> Plan | None:
+        """The next step, or None if there is nothing to do before a commit or a new request.
+
+        Arguments:
+          masks_follow: constrained sequences decode though their last token is not known yet; :meth:`masks` is called
+            when it is, before the tokens of this plan are chosen.
+        """
         preempted = self.preemptions
         steps = self._steps_in_one_go()
-        decoding, decode = self._plan_decode(steps)
+        decoding, decode = self._plan_decode(steps, masks_follow)
         admissions: list[Admission] = []
         prefilling: list[Sequence] = []
         blocks: list[PrefillBlock] = []
@@ -109,8 +120,8 @@ class Scheduler:
         """Pages that the next tokens need beyond those that the sequence has."""
         return max(0, -(-(sequence.computed + steps) // self._page_size) - len(sequence.pages))
 
-    def _plan_decode(self, steps: int) -> tuple[list[Sequence], list[DecodeRow]]:
-        sequences: list[Sequence] = []
+    def _plan_decode(self, steps: int, masks_follow: bool) -> tuple[list[Sequence | None], list[DecodeRow]]:
+        sequences: list[Sequence | None] = []
         rows: list[DecodeRow] = []
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or sequence.complete:
@@ -118,7 +129,8 @@ class Scheduler:
             if not sequence.prefilled:  # forced tokens may need pages
                 self._grow(sequence, self._pages_missing(sequence, len(sequence.tokens) - sequence.computed))
                 continue
-            if sequence.constraint is not None and (sequence.pending or not self._constrain(sequence)):
+            needs_mask = sequence.constraint is not None and not masks_follow
+            if needs_mask and (sequence.pending or not self._constrain(sequence)):
                 continue
             own_steps = self._steps_of(sequence, steps)
             if not self._grow(sequence, self._pages_missing(sequence, own_steps)):
@@ -172,6 +184,23 @@ class Scheduler:
             for block in self._blocks(sequence, budget):
                 budget -= len(block.tokens)
                 yield sequence, block
+
+    def masks(self) -> list[bytes | None]:
+        """What the decode rows of the newest plan may choose; every plan before it is committed."""
+        decoding = self._in_flight[-1][0]
+        return [self._mask_of_row(decoding, index) for index in range(len(decoding))]
+
+    def _mask_of_row(self, decoding: list[Sequence | None], index: int) -> bytes | None:
+        sequence = decoding[index]
+        if sequence is None or sequence.constraint is None or sequence.state is State.FINISHED:
+            return None
+        if sequence.state is State.RUNNING:
+            sequence.pending -= 1  # the row itself, which forced text makes void
+            if self._append_forced(sequence):
+                decoding[index] = None
+                return None
+            sequence.pending += 1
+        return sequence.mask if self._constrain(sequence) else None
 
     def _constrain(self, sequence: Sequence) -> bool:
         """Find what the answer may go on with; False if that ends the request."""
@@ -244,9 +273,10 @@ class Scheduler:
     def commit(self, output: StepOutput) -> None:
         """Take the tokens of the oldest plan that is not committed. Tokens of ended requests are dropped."""
         decoding, choosing, _ = self._in_flight.popleft()
-        for sequence, tokens in zip(decoding, output.decode, strict=True):
-            for sampled in tokens:
-                self._take(sequence, sampled)
+        for decoded, tokens in zip(decoding, output.decode, strict=True):
+            if decoded is not None:
+                for sampled in tokens:
+                    self._take(decoded, sampled)
         for sequence, sampled in zip(choosing, output.prefill, strict=True):
             self._take(sequence, sampled)
 
@@ -273,21 +303,22 @@ class Scheduler:
             self._finish(sequence, reason)
         return reason is None
 
-    def _append_forced(self, sequence: Sequence) -> None:
-        """Append what a grammar leaves no choice about; one prefill block computes it all."""
+    def _append_forced(self, sequence: Sequence) -> bool:
+        """Append what a grammar leaves no choice about, for one prefill block to compute; whether anything changed."""
         if sequence.constraint is None or sequence.pending:
-            return
+            return False
         try:
             forced = sequence.forced()
         except Error as error:
             self._finish(sequence, FinishReason.Error(str(error)), error)
-            return
+            return True
         if len(forced) < FEWEST_FORCED:
-            return
+            return False
         sequence.prefilled = False
         for token in forced:
             if not self._append(sequence, Sampled(token)):
-                return
+                break
+        return True
 
     def fail(self, error: Exception) -> None:
         """A step raised and the device's buffers are lost: its requests end, all others start over.
@@ -297,7 +328,7 @@ class Scheduler:
         failed = self._in_flight[0] if self._in_flight else ([], [], [])
         self._in_flight.clear()
         for sequence in dict.fromkeys((*failed[0], *failed[2])):
-            if sequence.state is not State.FINISHED:
+            if sequence is not None and sequence.state is not State.FINISHED:
                 self._finish(sequence, FinishReason.Error(str(error)), error)
         for sequence in self.waiting:
             sequence.pending = 0

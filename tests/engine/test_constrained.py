@@ -1,6 +1,7 @@
 """Answers under a grammar: they match it whatever the model says, and nobody else notices."""
 
 import json
+import time
 
 import jsonschema
 import pytest
@@ -20,6 +21,17 @@ SCHEMA = {
 }
 KIND = {"type": "array", "items": {"enum": ["north", "south", 3]}, "minItems": 2, "maxItems": 4}
 PROMPT = [5 + (n * n) % 250 for n in range(30)]
+
+
+@pytest.fixture(autouse=True, params=["whole steps", "halves"])
+def halves(request, tiny_engine, monkeypatch):
+    """With and without the steps in two halves, which a grammar gets once they are compiled."""
+    tiny_engine.compile_grammar(JsonSchemaGrammar(KIND))
+    deadline = time.monotonic() + 300
+    while not tiny_engine.runner.halves and request.param == "halves":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr(tiny_engine.runner, "halves", request.param == "halves")
 
 
 def params(grammar, **settings):
