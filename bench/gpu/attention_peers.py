@@ -65,7 +65,8 @@ def _triton(sequences: int, length: int, page_size: int) -> Case:
     def kernel(q: Any, k: Any, v: Any, tables: Any, lengths: Any) -> Any:
         from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
 
-        return paged_attention(q * jnp.bfloat16(SCALE), k, v, tables, lengths)
+        # a part must hold whole blocks of 8 pages
+        return paged_attention(q * jnp.bfloat16(SCALE), k, v, tables, lengths, k_splits=min(16, pages // 8))
 
     def reference(q: Any, k: Any, v: Any, tables: Any, lengths: Any) -> Any:
         k, v = (pool[:, tables].reshape(KV_HEADS, sequences, length, HEAD_DIM) for pool in (k, v))
