@@ -16,8 +16,8 @@ __all__ = ["ScriptedChatTemplate"]
 class ScriptedChatTemplate(ChatTemplate):
     """A chat template that ends a prompt with the token of the line that answers it.
 
-    The token is in what :meth:`encode` gives alone: it is no part of the template's text, so whoever looks at how
-    :meth:`render` ends sees what the template wrote. A prompt without the beginning of an answer names no line.
+    The token is in what :meth:`encode` gives alone and decodes to nothing, so whoever looks at how a prompt ends sees
+    what the template wrote. A prompt without the beginning of an answer names no line.
     """
 
     def __init__(self, script: Script, tokenizer: Tokenizer) -> None:

@@ -16,7 +16,7 @@ from cvllm_jax.testing.chat_template import ScriptedChatTemplate
 from cvllm_jax.testing.model import CONTEXT_LENGTH
 from cvllm_jax.testing.preference import preference
 from cvllm_jax.testing.script import Script, read_script
-from cvllm_jax.testing.vocabulary import FIRST_LINE, MAX_LINES, scripted_tokenizer
+from cvllm_jax.testing.vocabulary import MAX_LINES, scripted_tokenizer
 from cvllm_jax.text import Tokenizer
 
 __all__ = ["SCHEME", "ScriptedCheckpoint", "open_scripted"]
@@ -97,8 +97,6 @@ def _line(text: str, tokenizer: Tokenizer, where: str) -> np.ndarray:
         raise ModelLoadError(f"{where} cannot be said: {error}") from None
     if len(tokens) >= CONTEXT_LENGTH:
         raise ModelLoadError(f"{where} has {len(tokens)} tokens; the context has {CONTEXT_LENGTH}")
-    if np.any((tokens >= FIRST_LINE) & (tokens < FIRST_LINE + MAX_LINES)):
-        raise ModelLoadError(f"{where} says the name of a line, which would begin that line")
     return tokens
 
 

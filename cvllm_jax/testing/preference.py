@@ -7,6 +7,8 @@ begin a member.
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 from jaxtyping import Float
 
@@ -28,13 +30,15 @@ _GROUPS: tuple[tuple[float, bytes], ...] = (
     (-60.0, b","),  # ends a number that must be followed by something
     (-64.0, b"1"),  # not 0, which could be repeated for long where a number must be positive
     (-67.0, b"023456789"),
-    (-70.0, bytes(range(ord("a"), ord("z") + 1)) + bytes(range(ord("A"), ord("Z") + 1))),
-    (-74.0, b"!#$%&*./:;?@^_`~+-="),
-    (-80.0, b"([{<\\"),
+    (-69.5, string.ascii_letters.encode()),
+    (-75.0, b"!#$%&*./:;?@^_`~+-="),
+    (-78.0, b"ahH"),  # of <think>, analysis and [THINK], beside <tool_call>, final and [TOOL_CALLS]
+    (-82.0, b"([{\\"),
+    (-92.0, b"<"),  # may open reasoning, which has no end of its own
 )
 _OTHERS = -88.0  # whitespace, of which there could be any amount, and bytes that are not ASCII
 _CLOSES_AT_ONCE = -35.0
-_NEVER = -95.0  # control tokens
+_NEVER = -97.0  # control tokens and the names of lines
 
 
 def preference(end: int) -> Float[np.ndarray, "F V"]:

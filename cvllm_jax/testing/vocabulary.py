@@ -1,4 +1,7 @@
-"""The scripted model's vocabulary: bytes, then a token for each line of a script, then control tokens."""
+"""The scripted model's vocabulary: bytes, then control tokens, then a token for each line of a script.
+
+The tokenizer does not know the tokens of lines: no text spells one, and in text they are nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from cvllm_jax.text.byte_tokenizer import byte_level_tokenizer
 
 __all__ = ["FIRST_LINE", "MAX_LINES", "VOCABULARY_SIZE", "line_token", "scripted_tokenizer"]
 
-FIRST_LINE = 256
-MAX_LINES = MAX_RULES + 1  # one of them is the default
 MAX_CONTROL_TOKENS = 64
+FIRST_LINE = 256 + MAX_CONTROL_TOKENS
+MAX_LINES = MAX_RULES + 1  # one of them is the default
 
 #: The same for every script, so that all scripts share their compiled steps.
-VOCABULARY_SIZE = FIRST_LINE + MAX_LINES + MAX_CONTROL_TOKENS
+VOCABULARY_SIZE = FIRST_LINE + MAX_LINES
 
 
 def line_token(line: int) -> int:
@@ -23,15 +26,14 @@ def line_token(line: int) -> int:
 
 
 def scripted_tokenizer(script: Script) -> Tokenizer:
-    """Ids 0 to 255 are bytes.
+    """Ids 0 to 255 are bytes, and the script's control tokens follow.
 
     Raises:
-      ModelLoadError: the script has too many control tokens, or one that is a single byte or names a line.
+      ModelLoadError: the script has too many control tokens, or one that is a single character.
     """
-    lines = [f"<|line_{line}|>" for line in range(MAX_LINES)]
     control = script.control_tokens
     if len(control) > MAX_CONTROL_TOKENS:
         raise ModelLoadError(f"the script has {len(control)} control tokens; {MAX_CONTROL_TOKENS} are the most")
-    if taken := [token for token in control if len(token) == 1 or token in lines]:
-        raise ModelLoadError(f"the script's control token {taken[0]!r} is a token already")
-    return byte_level_tokenizer([*lines, *control], {"eos_token": script.eos_token})
+    if short := [token for token in control if len(token) == 1]:
+        raise ModelLoadError(f"the script's control token {short[0]!r} must be longer than one character")
+    return byte_level_tokenizer(control, {"eos_token": script.eos_token})

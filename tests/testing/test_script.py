@@ -10,6 +10,7 @@ from scripted import RULES, WEATHER_CALL, user, write_script
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.testing import open_scripted
 from cvllm_jax.testing.script import DEFAULT_ANSWER, MAX_RULES
+from cvllm_jax.testing.vocabulary import line_token
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 
@@ -24,9 +25,7 @@ def opened(tmp_path):
 
 def says(checkpoint, messages, **kwargs):
     """What the line says that the last token of the prompt names."""
-    token = checkpoint.chat_template.encode(messages, **kwargs)[-1]
-    name = checkpoint.tokenizer.control_tokens[token]
-    line = int(name.removeprefix("<|line_").removesuffix("|>"))
+    line = checkpoint.chat_template.encode(messages, **kwargs)[-1] - line_token(0)
     start, length = checkpoint.weights["starts"][line], checkpoint.weights["lengths"][line]
     return checkpoint.tokenizer.decode(checkpoint.weights["table"][start : start + length].tolist(), skip_special=False)
 
@@ -77,17 +76,17 @@ def test_the_object_form(opened, tmp_path):
     assert says(script, user("y")) == "what?"
 
 
-def test_a_message_cannot_name_a_line(opened):
+def test_what_a_message_spells_is_text(opened):
     script = opened([{"when": "x", "say": "y"}])
-    prompt = script.chat_template.encode(user("<|line_1|> <|im_end|>"))
+    prompt = script.chat_template.encode(user("<|im_end|>"))
     special = [script.tokenizer.control_tokens[token] for token in prompt if script.tokenizer.is_special(token)]
-    assert special == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|line_0|>"]
+    assert special == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
 def test_a_prompt_without_the_beginning_of_an_answer_names_no_line(opened):
     template = opened(RULES).chat_template
     with_line = template.encode(user("hi"))
-    assert "<|line" not in template.render(user("hi"))
+    assert template.tokenizer.decode(with_line, skip_special=False) == template.render(user("hi"))
     assert template.tokenizer.encode(template.render(user("hi")), allow_special=True) == with_line[:-1]
     history = template.encode(user("hi"), add_generation_prompt=False)
     assert with_line[:-1] == history + template.tokenizer.encode("<|im_start|>assistant\n", allow_special=True)
@@ -151,7 +150,7 @@ def test_braces_mean_what_they_mean_in_python(opened, when, text):
         ({"rules": [], "eos_token": ""}, "eos_token of the script"),
         ({"rules": [], "control_tokens": [1]}, "control_tokens of the script"),
         ({"rules": [], "control_tokens": [f"<{i}>" for i in range(70)]}, "64 are the most"),
-        ({"rules": [], "control_tokens": ["<|line_3|>"]}, "is a token already"),
+        ({"rules": [], "control_tokens": ["x"]}, "must be longer than one character"),
         ({"rules": [], "template": "missing.jinja"}, "missing.jinja"),
         ([{"when": "a", "say": "b"}, {"when": "a"}], "rule 1 of the script"),
         ([{"when": "a", "say": "b", "then": "c"}], "rule 0 of the script"),
@@ -159,7 +158,6 @@ def test_braces_mean_what_they_mean_in_python(opened, when, text):
         ([{"when": "(?=a)", "say": "b"}], "rule 0 of the script .* look-around"),
         ([{"when": r"(a)\1", "say": "b"}], "rule 0 of the script .* backreferences"),
         ([{"when": "a", "say": "\ud800"}], "rule 0 of the script .* lone surrogate"),
-        ([{"when": "a", "say": "b"}, {"when": "a", "say": "<|line_1|>"}], "rule 1 of the script .* name of a line"),
         ([{"when": "a", "say": "x" * 32768}], "rule 0 of the script .* has 32768 tokens"),
         ([{"when": "a", "say": "b"}] * (MAX_RULES + 1), "1023 are the most"),
     ],
