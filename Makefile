@@ -7,7 +7,7 @@ BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
 CUDA = $(shell (nvidia-smi || test -e /proc/driver/nvidia/version) >/dev/null 2>&1 && echo cuda)
 
-FLOOR_TESTS = tests/pallas_kernels tests/models tests/checkpoints/test_dummy.py tests/test_library.py \
+FLOOR_TESTS = tests/pallas_kernels tests/models tests/checkpoints/test_dummy.py \
 	$(addprefix tests/engine/test_,compilation.py invariance.py requests.py sampler.py stored_steps.py)
 
 help:  ## show this list
