@@ -18,5 +18,9 @@ class ServerSettings:
     max_body_bytes: int = 10_000_000
     keep_alive_seconds: float = 15.0
     """A stream that is silent for so long sends a comment, so that proxies keep it open."""
+    tool_parser: str = "auto"
+    """The format of the model's tool calls; see ``AdapterConfig``."""
+    reasoning_parser: str = "auto"
+    """The markup of the model's reasoning; see ``AdapterConfig``."""
     drain_seconds: float = 3.0
     """On shutdown running answers get so long to finish before they are ended."""

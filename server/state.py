@@ -13,7 +13,7 @@ from server.settings import ServerSettings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from cvllm_jax.engine.engine import InferenceEngine
+    from cvllm_jax.engine.opening import AnyEngine
 
 __all__ = ["ServerState", "state_of"]
 
@@ -36,9 +36,13 @@ class ServerState:
         """An ``EngineConfig.progress`` that /health shows."""
         self._progress = {"stage": stage, "done": done, "total": total}
 
-    def ready(self, engine: InferenceEngine) -> None:
+    def ready(self, engine: AnyEngine) -> None:
         """Serve ``engine`` from now on, with its model's own sampling defaults."""
-        config = AdapterConfig(sampling_defaults=model_sampling_defaults(engine))
+        config = AdapterConfig(
+            sampling_defaults=model_sampling_defaults(engine),
+            tool_parser=self.settings.tool_parser,
+            reasoning_parser=self.settings.reasoning_parser,
+        )
         self._model_name = self.settings.served_model_name or engine.model_info().name
         self._adapter = OpenAIAdapter.with_config(engine, config)
 

@@ -61,7 +61,7 @@ class PlainTemplate:
     """role: content, one line each; remembers what it was given. It knows no tools."""
 
     source = "{{ messages }}"
-    tool_use_source = None
+    tool_use_source = response_template = None
 
     def render(self, messages, tools=None, **kwargs):
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
@@ -127,6 +127,9 @@ class StubEngine:
         self.closed = True
         for cancelled in list(self._running.values()):
             cancelled.set()
+
+    def compile_grammar(self, grammar):
+        """Checks nothing: what a script says is said."""
 
     def tokenize(self, text):
         return self.tokenizer.encode(text)

@@ -20,7 +20,7 @@ from cvllm_jax.cli.progress import ProgressBars
 from cvllm_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cvllm_jax.engine.engine import InferenceEngine
+    from cvllm_jax.engine.opening import AnyEngine
 
 __all__ = ["curl_line", "serve"]
 
@@ -72,6 +72,21 @@ def serve(
     max_body_size: Annotated[
         int, _server("Largest request body, for example 10MB.", parser=parse_size, metavar="SIZE")
     ] = "10MB",  # type: ignore[assignment]  # typer parses the default too
+    tool_parser: Annotated[
+        str,
+        _server(
+            "The format of the model's tool calls, such as hermes, llama3_json or mistral; auto finds it by the chat "
+            "template, none finds no calls.",
+            metavar="NAME",
+        ),
+    ] = "auto",
+    reasoning_parser: Annotated[
+        str,
+        _server(
+            "The markup of the model's reasoning, such as think; auto as above, none leaves it in the answer.",
+            metavar="NAME",
+        ),
+    ] = "auto",
     drain_seconds: Annotated[float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)] = 3.0,
     log_level: Annotated[
         LogLevel, _server("How much the server logs; info has a line for each request.")
@@ -83,16 +98,20 @@ def serve(
     if api_key == "":
         raise typer.BadParameter("the API key is empty", param_hint="--api-key")
     _claim_server_package()
+    from cvllm_jax.openai import AdapterConfig
     from server.app import create_app
     from server.run import bind, run
     from server.settings import ServerSettings
 
+    AdapterConfig(tool_parser=tool_parser, reasoning_parser=reasoning_parser)  # says what is wrong before it loads
     source = model_source(model)
     settings = ServerSettings(
         served_model_name=served_model_name,
         api_key=api_key,
         cors_origins=tuple(cors_origin or ()),
         max_body_bytes=max_body_size,
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
         drain_seconds=drain_seconds,
     )
     app = create_app(settings=settings)
@@ -106,16 +125,17 @@ def serve(
         bound = bind(host, port)
         url = _url(host, bound.getsockname()[1])
 
-        def load() -> InferenceEngine:
-            from cvllm_jax.engine.engine import InferenceEngine
+        def load() -> AnyEngine:
+            from cvllm_jax.engine.opening import open_engine
 
-            return InferenceEngine.new_sync(config)
+            return open_engine(config)
 
-        def announce(_: InferenceEngine) -> None:
+        def announce(loaded: AnyEngine) -> None:
             bars.close()
             name = app.state.server.model_name
+            embeds = loaded.model_info().kind == "encoder"
             print(f"{name} is ready on {url} (Ctrl-C ends the server). Try it:\n")
-            print(curl_line(url, name, has_key=api_key is not None), flush=True)
+            print(curl_line(url, name, has_key=api_key is not None, embeds=embeds), flush=True)
 
         loaded = run(app, bound, load, announce, log_level)
     if not loaded:
@@ -124,13 +144,17 @@ def serve(
         os._exit(0)
 
 
-def curl_line(url: str, model: str, *, has_key: bool = False) -> str:
+def curl_line(url: str, model: str, *, has_key: bool = False, embeds: bool = False) -> str:
     """A command for a POSIX shell that asks the server at ``url`` something."""
-    question = {"role": "user", "content": "What is the capital of France?"}
-    body = {"model": model, "messages": [question], "temperature": 0}
+    question = "What is the capital of France?"
+    path, body = "chat/completions", {"model": model, "messages": [{"role": "user", "content": question}]}
+    if embeds:
+        path, body = "embeddings", {"model": model, "input": question}
+    else:
+        body["temperature"] = 0
     key = " -H 'Authorization: Bearer YOUR_API_KEY'" if has_key else ""
     data = shlex.quote(json.dumps(body))
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {data}"
+    return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {data}"
 
 
 def _url(host: str, port: int) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cvllm_jax.errors import ConfigError, EngineStoppedError, GenerationError, QueueFullError
 from cvllm_jax.grammar import GrammarError
 from cvllm_jax.openai.chunks import Completion, system_fingerprint
+from cvllm_jax.openai.completions import Completions, CompletionStream
+from cvllm_jax.openai.completions_types import CompletionChunk, CompletionRequest, CompletionResponse
 from cvllm_jax.openai.constraints import Constraint, constrain
+from cvllm_jax.openai.embeddings import create_embeddings, create_embeddings_sync
+from cvllm_jax.openai.embeddings_types import EmbeddingRequest, EmbeddingResponse
 from cvllm_jax.openai.model_format import ModelFormat
 from cvllm_jax.openai.prompt import render_prompt
 from cvllm_jax.openai.reasoning import get_reasoning_parser
@@ -25,6 +30,7 @@ from cvllm_jax.params import GenerationOutput, GenerationParams
 
 if TYPE_CHECKING:
     from cvllm_jax.engine.engine import InferenceEngine
+    from cvllm_jax.engine.opening import AnyEngine
     from cvllm_jax.engine.stream import GenerationStream, SyncGenerationStream
 
 __all__ = ["AdapterConfig", "OpenAIAdapter", "model_sampling_defaults"]
@@ -50,7 +56,7 @@ class AdapterConfig:
                     f"unknown sampling default {name!r}; choose from {', '.join(SAMPLING_DEFAULT_NAMES)}",
                     param="sampling_defaults",
                 )
-        if self.tool_parser not in ("auto", "none"):
+        if self.tool_parser not in ("auto", "none", "response_template"):
             get_tool_parser(self.tool_parser)
         if self.reasoning_parser != "none":
             get_reasoning_parser(self.reasoning_parser)
@@ -60,7 +66,7 @@ class AdapterConfig:
             raise ConfigError(f"sampling defaults: {error}", param=error.param) from error
 
 
-def model_sampling_defaults(engine: InferenceEngine) -> dict[str, Any]:
+def model_sampling_defaults(engine: AnyEngine) -> dict[str, Any]:
     """What the files of the engine's model recommend, as ``AdapterConfig.sampling_defaults``."""
     recommended = engine.model_info().generation_defaults
     defaults = {name: recommended[name] for name in SAMPLING_DEFAULT_NAMES if recommended.get(name) is not None}
@@ -79,21 +85,22 @@ class OpenAIAdapter:
     EngineStoppedError when it cannot go on.
     """
 
-    def __init__(self, engine: InferenceEngine) -> None:
+    def __init__(self, engine: AnyEngine) -> None:
         self._configure(engine, AdapterConfig())
 
     @classmethod
-    def with_config(cls, engine: InferenceEngine, config: AdapterConfig) -> Self:
+    def with_config(cls, engine: AnyEngine, config: AdapterConfig) -> Self:
         """Raises ConfigError for a parser that the model's files do not provide."""
         adapter = cls.__new__(cls)
         adapter._configure(engine, config)
         return adapter
 
-    def _configure(self, engine: InferenceEngine, config: AdapterConfig) -> None:
-        self._engine = engine
+    def _configure(self, engine: AnyEngine, config: AdapterConfig) -> None:
+        # An embedding engine has no chat template, which chats are refused for, and completions ask for its kind.
+        self._engine: InferenceEngine = engine  # type: ignore[assignment]
         self._config = config
         self._fingerprint = system_fingerprint(engine.model_info())
-        self._format = ModelFormat(engine, config.tool_parser, config.reasoning_parser)
+        self._format = ModelFormat(self._engine, config.tool_parser, config.reasoning_parser)
 
     @property
     def engine(self) -> InferenceEngine:
@@ -152,6 +159,34 @@ class OpenAIAdapter:
         prepared = self._prepare(request)
         return sync_chunks(prepared.completion, self._start_sync(prepared, request))
 
+    async def completion(self, request: CompletionRequest) -> CompletionResponse:
+        """Go on with a text, or several. Cancelling the awaiting task ends the request and frees its pages."""
+        return await self._completions.create(request)
+
+    def completion_sync(self, request: CompletionRequest) -> CompletionResponse:
+        """:meth:`completion` for callers without an event loop."""
+        return self._completions.create_sync(request)
+
+    def completion_stream(self, request: CompletionRequest) -> CompletionStream:
+        """Go on with a text chunk by chunk; both ``await`` and ``async for`` work on the result."""
+        return self._completions.stream(request)
+
+    def completion_stream_sync(self, request: CompletionRequest) -> Generator[CompletionChunk]:
+        """:meth:`completion_stream` for callers without an event loop."""
+        return self._completions.stream_sync(request)
+
+    async def embeddings(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        """The vectors of texts; for an adapter over an EmbeddingEngine."""
+        return await create_embeddings(self._engine, request)
+
+    def embeddings_sync(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        """:meth:`embeddings` for callers without an event loop."""
+        return create_embeddings_sync(self._engine, request)
+
+    @cached_property
+    def _completions(self) -> Completions:
+        return Completions(self._engine, self._config.sampling_defaults, self._fingerprint)
+
     def close(self) -> None:
         """Close the engine too."""
         self._engine.close()
@@ -182,6 +217,11 @@ class OpenAIAdapter:
         check_length(request, len(prompt), info.max_sequence_length)
         prompt_end = self._format.prompt_end(prompt)
         constraint = constrain(request, plan, self._format, prompt_end)
+        if constraint is not None:
+            try:  # here and not where the engine would, in the event loop
+                self._engine.compile_grammar(constraint.grammar)
+            except GrammarError as error:
+                raise constraint.refusal(error) from error
         keeps_markup = self._format.needs_control_tokens(tools=bool(plan.callable))
         # Past its end an answer goes on only to measure, and the end token is no markup.
         skip_special_tokens = bool(request.ignore_eos) or not keeps_markup

@@ -17,12 +17,13 @@ from cvllm_jax.grammar import (
     RegexGrammar,
     tool_call_grammar,
 )
+from cvllm_jax.grammar.compiler import json_rule
 from cvllm_jax.openai.answer_rules import Calls, ContentGrammar, Thinking, answer_grammar, harmony_grammar
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.model_format import ModelFormat
 from cvllm_jax.openai.tool_parsers.call_form import JsonCalls
 from cvllm_jax.openai.tool_plan import ToolPlan
-from cvllm_jax.openai.types import ChatCompletionRequest, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs
+from cvllm_jax.openai.types import ChatCompletionRequest, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, Tool
 
 __all__ = ["Constraint", "constrain"]
 
@@ -51,14 +52,16 @@ def constrain(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat,
     """
     content, param, subject = _wanted_content(request)
     if plan.required or (content is None and plan.constrained):
-        content, param, subject = None, "tools", "the parameters of 'tools'"
+        content, param, subject = None, "tools", "'tools'"
     elif content is None:
         return None
     code = {"tools": "invalid_function_parameters", "response_format": "invalid_json_schema"}.get(param)
     try:
-        grammar = _grammar(content, _calls(plan, form), form, prompt_end)
+        grammar = _grammar(content, _calls(request, plan, form), form, prompt_end)
     except GrammarError as error:
         raise _refusal(error, param, subject, code) from None
+    except RecursionError:
+        raise _refusal(GrammarError("it is nested too deep"), param, subject, code) from None
     return Constraint(grammar=grammar, param=param, subject=subject, code=code)
 
 
@@ -123,7 +126,7 @@ def _structured(outputs: StructuredOutputs) -> ContentGrammar | LarkGrammar:
     return JsonSchemaGrammar(schema)
 
 
-def _calls(plan: ToolPlan, form: ModelFormat) -> Calls | None:
+def _calls(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat) -> Calls | None:
     """The calls that a grammar has to have, as the model writes them."""
     if not plan.callable:
         return None
@@ -138,13 +141,27 @@ def _calls(plan: ToolPlan, form: ModelFormat) -> Calls | None:
         )
     return Calls(
         form=written,
-        tools=[
-            (tool.function.name, tool.function.parameters or {"type": "object", "additionalProperties": False})
-            for tool in plan.callable
-        ],
+        tools=[(tool.function.name, _parameters(tool, (request.tools or []).index(tool))) for tool in plan.callable],
         required=plan.required,
         parallel=plan.parallel and written.parallel,
     )
+
+
+def _parameters(tool: Tool, index: int) -> dict[str, Any]:
+    """The schema of a tool's arguments, which is checked here, where an error can name the tool."""
+    schema = tool.function.parameters
+    if schema is None:
+        return {"type": "object", "additionalProperties": False}
+    try:
+        json_rule(schema)
+    except (GrammarError, RecursionError) as error:
+        reason = error if isinstance(error, GrammarError) else "it is nested too deep"
+        raise RequestError(
+            f"Invalid schema for function '{tool.function.name}': {reason}.",
+            param=f"tools[{index}].function.parameters",
+            code="invalid_function_parameters",
+        ) from None
+    return schema
 
 
 def _grammar(

@@ -28,6 +28,7 @@ class ModelFormat:
 
     Raises:
         ConfigError: there is no parser of that name.
+        ModelLoadError: the checkpoint's ``response_template`` cannot be followed.
     """
 
     def __init__(self, engine: InferenceEngine, tool_parser: str = "auto", reasoning_parser: str = "auto") -> None:
@@ -39,10 +40,12 @@ class ModelFormat:
         self.tool_parser: ToolParser | None = None
         self.reasoning_parser: ReasoningParser | None = None
         architecture = engine.model_info().architecture
-        if tool_parser not in ("auto", "none"):
-            self.tool_parser = get_tool_parser(tool_parser)
-        elif tool_parser == "auto" and (found := detect_tool_parser(self.source, architecture)) is not None:
-            self.tool_parser = get_tool_parser(found)
+        answers = self._template.response_template if self._template is not None else None
+        found = tool_parser
+        if tool_parser == "auto":
+            found = detect_tool_parser(self.source, architecture) or ("response_template" if answers else "none")
+        if found != "none":
+            self.tool_parser = get_tool_parser(found, response_template=answers)
         if reasoning_parser != "none":
             self.reasoning_parser = get_reasoning_parser(reasoning_parser, chat_template=self.source)
 

@@ -39,6 +39,7 @@ class ChatTemplate:
         special_tokens: what it knows as ``bos_token``, ``eos_token`` ...; by default the tokenizer's.
         tokenizer: needed by :meth:`encode`.
         tool_use_source: used instead of ``source`` when tools are given, for models that have two.
+        response_template: how the model writes its answers, as newer checkpoints describe it; not used here.
 
     Raises:
         TokenizationError: the source is no valid template.
@@ -51,11 +52,13 @@ class ChatTemplate:
         tokenizer: Tokenizer | None = None,
         *,
         tool_use_source: str | None = None,
+        response_template: Mapping[str, Any] | None = None,
     ) -> None:
         if special_tokens is None and tokenizer is not None:
             special_tokens = tokenizer.special_tokens
         self.source = source
         self.tool_use_source = tool_use_source
+        self.response_template = response_template
         self.special_tokens = dict(special_tokens or {})
         self.tokenizer = tokenizer
         self._template = _compile(source)
@@ -69,10 +72,18 @@ class ChatTemplate:
             ModelLoadError: the files are damaged.
             TokenizationError: the template is no valid one.
         """
-        read = _from_gguf if checkpoint.format == "gguf" else _from_folder
-        sources = read(checkpoint.path)
+        config = {} if checkpoint.format == "gguf" else _config(checkpoint.path / "tokenizer_config.json")
+        sources = _from_gguf(checkpoint.path) if checkpoint.format == "gguf" else _from_folder(checkpoint.path, config)
         source = sources.get("default", sources.get(TOOL_USE))
-        return None if source is None else cls(source, tokenizer=tokenizer, tool_use_source=sources.get(TOOL_USE))
+        if source is None:
+            return None
+        answers = config.get("response_template")
+        return cls(
+            source,
+            tokenizer=tokenizer,
+            tool_use_source=sources.get(TOOL_USE),
+            response_template=answers if isinstance(answers, dict) else None,
+        )
 
     def render(
         self,
@@ -195,9 +206,9 @@ def _from_gguf(path: Path) -> dict[str, str]:
     return {name: source for name, source in found.items() if isinstance(source, str)}
 
 
-def _from_folder(folder: Path) -> dict[str, str]:
+def _from_folder(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name, from the files where transformers keeps them."""
-    sources = _from_config(folder / "tokenizer_config.json")
+    sources = _from_config(config, folder / "tokenizer_config.json")
     for name, path in (
         ("default", folder / "chat_template.jinja"),
         (TOOL_USE, folder / "additional_chat_templates" / f"{TOOL_USE}.jinja"),
@@ -207,14 +218,19 @@ def _from_folder(folder: Path) -> dict[str, str]:
     return sources
 
 
-def _from_config(path: Path) -> dict[str, str]:
+def _config(path: Path) -> dict[str, Any]:
+    """A ``tokenizer_config.json``; empty where there is none."""
     if not path.is_file():
         return {}
     try:
         config = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"cannot read {path}: {_one_line(error)}") from None
-    template = config.get("chat_template") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _from_config(config: Mapping[str, Any], path: Path) -> dict[str, str]:
+    template = config.get("chat_template")
     if template is None:
         return {}
     entries = template if isinstance(template, list) else [{"name": "default", "template": template}]
