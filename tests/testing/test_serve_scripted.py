@@ -58,6 +58,19 @@ def test_a_long_answer_streams(client, script_path):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == LONG
 
 
+def test_a_tool_call_comes_whole_and_streamed(client, script_path):
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    asked = {"model": script_path.stem, "messages": user("Weather?"), "tools": [tool]}
+    choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert [call.function.name for call in choice.message.tool_calls] == ["get_weather"]
+    arguments = choice.message.tool_calls[0].function.arguments
+    assert json.loads(arguments) == {"city": "Paris", "unit": "°C"}
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    parts = [call.function.arguments for delta in deltas for call in delta.tool_calls or ()]
+    assert "".join(part or "" for part in parts) == arguments
+
+
 def test_a_tool_turn_and_unicode_through_curl(served, script_path):
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
@@ -70,8 +83,8 @@ def test_a_tool_turn_and_unicode_through_curl(served, script_path):
     body = json.dumps({"model": script_path.stem, "messages": messages})
     command = ["curl", "-sf", f"{served.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
     message = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["choices"][0]["message"]
-    # the reasoning is a part of the content where it is not split off
-    assert REASONED.rpartition("\n\n")[2] in message["content"]
+    assert message["content"] == REASONED.rpartition("\n\n")[2]
+    assert message["reasoning_content"] == "The tool says 21."
 
 
 def test_a_bad_script_is_one_sentence_and_status_1(tmp_path):

@@ -45,7 +45,7 @@ def test_after_a_prefix_hit(make_scripted):
 
 
 def test_after_preemption(make_scripted):
-    engine = make_scripted(kv_cache_memory=33 * PAGE_BYTES, max_sequence_length=512)
+    engine = make_scripted(max_batch_size=4, kv_cache_memory=13 * PAGE_BYTES, max_sequence_length=192)
     before = engine.stats().preemptions
     assert_says_all(engine, {f"line {number}": COUNTED[f"line {number}"] for number in range(16)} | ALL)
     assert_says_all(engine, {f"{i} weather": WEATHER_CALL for i in range(16)}, temperature=1.0)
