@@ -20,9 +20,10 @@ from cvllm_jax.engine.constraint import GrammarConstraint
 from cvllm_jax.engine.loading import load
 from cvllm_jax.engine.loop import Driver, EngineLoop
 from cvllm_jax.engine.pages import PageAllocator
-from cvllm_jax.engine.runner import MAX_BIAS, MAX_END_TOKENS, Runner
+from cvllm_jax.engine.runner import Runner
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sequence
+from cvllm_jax.engine.steps import MAX_BIAS, MAX_END_TOKENS
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
 from cvllm_jax.errors import GenerationError, shown
 from cvllm_jax.params import (

@@ -32,7 +32,8 @@ from cvllm_jax.engine.devices import (
     step_shapes,
 )
 from cvllm_jax.engine.kernels import choose_kernels
-from cvllm_jax.engine.runner import Runner, RunnerSettings
+from cvllm_jax.engine.runner import Runner
+from cvllm_jax.engine.steps import RunnerSettings
 from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo

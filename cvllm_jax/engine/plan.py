@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cvllm_jax.engine.sequence import Sampled
+from cvllm_jax.engine.sequence import Sampled, Sequence
 
-__all__ = ["Admission", "DecodeRow", "Plan", "PrefillBlock", "SamplingSettings", "StepOutput", "check_plan"]
+__all__ = [
+    "Admission",
+    "DecodeRow",
+    "Plan",
+    "PrefillBlock",
+    "SamplingSettings",
+    "StepOutput",
+    "admission_of",
+    "check_plan",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,37 @@ class StepOutput:
     """The tokens of each row, one for each of its steps."""
     prefill: list[Sampled]
     """One token for each block that chooses."""
+
+
+def settings_of(sequence: Sequence) -> SamplingSettings:
+    """How a sequence chooses."""
+    p = sequence.params
+    return SamplingSettings(
+        temperature=p.temperature,
+        top_k=p.top_k or 0,
+        top_p=p.top_p,
+        min_p=p.min_p,
+        repetition_penalty=p.repetition_penalty,
+        frequency_penalty=p.frequency_penalty,
+        presence_penalty=p.presence_penalty,
+        seed=sequence.seed,
+        logprobs=p.logprobs,
+        top_logprobs=p.top_logprobs > 0,
+        tracks_tokens=sequence.tracks_tokens,
+        constrained=sequence.constraint is not None,
+    )
+
+
+def admission_of(sequence: Sequence) -> Admission:
+    """What the device must know of a sequence that has been given a slot."""
+    assert sequence.slot is not None
+    return Admission(
+        slot=sequence.slot,
+        tokens=tuple(sequence.tokens),
+        prompt_length=sequence.prompt_length,
+        bias=tuple(sequence.params.logit_bias.items()),
+        end_tokens=tuple(sorted(sequence.end_tokens)) if sequence.params.min_tokens else (),
+    )
 
 
 def check_plan(plan: Plan, num_pages: int, page_size: int, slots: int) -> None:

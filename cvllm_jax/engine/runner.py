@@ -1,4 +1,4 @@
-"""The compiled steps and the buffers they work on: the only part of the engine that touches the device."""
+"""The buffers that steps work on, and the plans carried out: the only part of the engine that touches the device."""
 
 from __future__ import annotations
 
@@ -15,48 +15,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cvllm_jax.config import Progress
-from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout, pack_masks
-from cvllm_jax.engine.devices import StepShapes, return_freed_memory
-from cvllm_jax.engine.kernels import Geometry, empty_pages
+from cvllm_jax.engine.batch import DecodeLayout, pack_masks
+from cvllm_jax.engine.devices import return_freed_memory
+from cvllm_jax.engine.kernels import empty_pages
 from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput, check_plan
 from cvllm_jax.engine.programs import Programs, environment_key
-from cvllm_jax.engine.sampler import Form, SamplerState, admit, empty_state, sample
+from cvllm_jax.engine.sampler import SamplerState, empty_state
 from cvllm_jax.engine.sequence import Sampled
-from cvllm_jax.engine.xla_options import compiler_options
-from cvllm_jax.models.layers import Kernels
-from cvllm_jax.models.registry import Model, ModelConfig
+from cvllm_jax.engine.steps import RunnerSettings, Steps
+from cvllm_jax.models.registry import ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
 from pallas_kernels.kv_write import KvPages
 
-__all__ = ["DispatchedStep", "Runner", "RunnerSettings", "StartedStep"]
+__all__ = ["DispatchedStep", "Runner", "StartedStep"]
 
 log = logging.getLogger("cvllm_jax.engine")
-
-#: Entries of logit_bias and end tokens that a slot has room for.
-MAX_BIAS, MAX_END_TOKENS = 1024, 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerSettings:
-    """Shapes of the runner's buffers and steps."""
-
-    max_batch_size: int
-    max_sequence_length: int
-    page_size: int
-    num_pages: int
-    steps: StepShapes
-    geometry: Geometry
-    kernels: Kernels
-    enable_cuda_graph: bool
-
-    @property
-    def table_width(self) -> int:
-        return -(-self.max_sequence_length // self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,37 +75,22 @@ class Runner:
         self._closed = False
         self.config = config
         self.mesh = mesh
-        self._graph, self._treedef, self._leaves = graph, treedef, leaves
+        self._leaves = leaves
         self._replicated = NamedSharding(mesh, P())
         self._cache_sharding = NamedSharding(mesh, P(None, "tp"))
         device = mesh.devices.flat[0]
         key = f"{environment_key()}\n{device.platform} {device.device_kind}\n{model_key}\n{config}\n{settings}"
         self.programs = Programs(key, store)
-        self._device = device
-        self._autotune_cache = None if store is None else store.parent / "autotune"
-        self._decode_layouts = [
-            DecodeLayout(rows, settings.table_width, settings.page_size, settings.max_batch_size, settings.kernels)
-            for rows in settings.steps.decode_rows
-        ]
-        self._prefill_layouts = [
-            PrefillLayout(
-                blocks,
-                settings.steps.query_block,
-                settings.table_width,
-                settings.page_size,
-                settings.max_batch_size,
-                settings.kernels,
-            )
-            for blocks in settings.steps.prefill_blocks
-        ]
-        self._words = -(-config.vocab_size // 32)
-        everything = partial(jnp.full, fill_value=0xFFFFFFFF, dtype=jnp.uint32, device=self._replicated)
-        sizes = {*settings.steps.decode_rows, *settings.steps.prefill_blocks}
-        self._unmasked = {rows: everything((rows, self._words)) for rows in sizes}
-        self._admit_layout = AdmitLayout(settings.max_sequence_length, config.vocab_size, MAX_BIAS, MAX_END_TOKENS)
         self._cache: tuple[KvPages, ...]
         self._state: SamplerState
         self.reset()
+        self.steps = Steps(
+            graph, treedef, config.vocab_size, settings, self.programs, (leaves, self._cache, self._state),
+            autotune_cache=None if store is None else store.parent / "autotune",
+        )  # fmt: skip
+        everything = partial(jnp.full, fill_value=0xFFFFFFFF, dtype=jnp.uint32, device=self._replicated)
+        sizes = {*settings.steps.decode_rows, *settings.steps.prefill_blocks}
+        self._unmasked = {rows: everything((rows, self.steps.words)) for rows in sizes}
 
     def reset(self) -> None:
         """New, empty buffers: at the start, and after a step that raised."""
@@ -155,122 +117,9 @@ class Runner:
 
     # --- steps ---
 
-    def model(self, leaves: Items[jax.Array]) -> Model:
-        """The model over these weights; for use inside a traced function."""
-        return nnx.merge(self._graph, jax.tree.unflatten(self._treedef, leaves))
-
     @property
     def leaves(self) -> tuple[jax.Array, ...]:
         return self._leaves
-
-    def _decode_step(self, layout: DecodeLayout, form: Form, steps: int) -> Callable[..., Any]:
-        def decode(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
-            model = self.model(leaves)
-
-            def step(ahead: jax.Array | int, cache: Any, state: SamplerState) -> Any:
-                batch, sampling = layout.unpack(vector, ahead)
-                hidden, cache = model(state.last_token[sampling.slot], cache, batch)
-                state, out = sample(model.logits(hidden), state, sampling, mask, form=form)
-                return cache, state, out
-
-            if steps == 1:
-                cache, state, out = step(0, cache, state)
-                return cache, state, out[None]
-
-            def body(carry: Any, ahead: jax.Array) -> Any:
-                cache, state, out = step(ahead, *carry)
-                return (cache, state), out
-
-            (cache, state), out = lax.scan(body, (cache, state), jnp.arange(steps, dtype=jnp.int32))
-            return cache, state, out
-
-        return decode
-
-    def _forward_step(self, layout: DecodeLayout) -> Callable[..., Any]:
-        """The first half of a decode step: everything before the choice."""
-
-        def forward(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
-            batch, sampling = layout.unpack(vector)
-            model = self.model(leaves)
-            hidden, cache = model(state.last_token[sampling.slot], cache, batch)
-            return cache, model.logits(hidden)
-
-        return forward
-
-    def _choose_step(self, layout: DecodeLayout) -> Callable[..., Any]:
-        """The second half."""
-
-        def choose(logits: jax.Array, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
-            _, sampling = layout.unpack(vector)
-            state, out = sample(logits, state, sampling, mask, form=self.settings.steps.decode_forms[-1])
-            return state, out[None]
-
-        return choose
-
-    def _prefill_step(self, layout: PrefillLayout) -> Callable[..., Any]:
-        def prefill(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
-            tokens, batch, last, sampling = layout.unpack(vector)
-            model = self.model(leaves)
-            hidden, cache = model(tokens, cache, batch)
-            logits = model.logits(hidden[last])
-            state, out = sample(logits, state, sampling, mask, form=self.settings.steps.prefill_form)
-            return cache, state, out
-
-        return prefill
-
-    def _admit_step(self, leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
-        return cache, admit(state, self._admit_layout.unpack(vector))
-
-    def _program(
-        self, name: str, step: Callable[..., Any], vector_size: int, rows: int = 0, *, loops: bool = False
-    ) -> Any:
-        def build() -> Any:
-            arrays = [self._struct((vector_size,), jnp.int32)]
-            if rows:
-                arrays.append(self._struct((rows, self._words), jnp.uint32))
-            return jax.jit(step, donate_argnums=(1, 2)).lower(self._leaves, self._cache, self._state, *arrays)
-
-        return self._compiled(name, build, loops=loops)
-
-    def _forward_program(self, layout: DecodeLayout) -> Any:
-        def build() -> Any:
-            step = jax.jit(self._forward_step(layout), donate_argnums=1)
-            return step.lower(self._leaves, self._cache, self._state, self._struct((layout.size,), jnp.int32))
-
-        return self._compiled(f"forward {layout.rows}", build)
-
-    def _choose_program(self, layout: DecodeLayout) -> Any:
-        def build() -> Any:
-            logits = self._struct((layout.rows, self.config.vocab_size), jnp.float32)
-            arrays = self._struct((layout.size,), jnp.int32), self._struct((layout.rows, self._words), jnp.uint32)
-            return jax.jit(self._choose_step(layout), donate_argnums=1).lower(logits, self._state, *arrays)
-
-        return self._compiled(f"choose {layout.rows}", build)
-
-    def _struct(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
-
-    def _compiled(self, name: str, build: Callable[[], Any], *, loops: bool = False) -> Any:
-
-        options = compiler_options(
-            self._device, name.split()[0], enable_cuda_graph=self.settings.enable_cuda_graph, loops=loops,
-            autotune_cache=self._autotune_cache,
-        )  # fmt: skip
-        return self.programs.get(name, build, options)
-
-    def _decode_program(self, layout: DecodeLayout, form: Form, steps: int) -> Any:
-        name = f"decode {layout.rows}"
-        if len(self.settings.steps.decode_forms) > 1:
-            name += f" {form.value}"
-        if steps > 1:
-            name += f" x{steps}"
-        return self._program(name, self._decode_step(layout, form, steps), layout.size, layout.rows, loops=steps > 1)
-
-    def _prefill_program(self, layout: PrefillLayout) -> Any:
-        return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size, layout.blocks)
-
-    def _admit_program(self) -> Any:
-        return self._program("admit", self._admit_step, self._admit_layout.size)
 
     def prepare_halves(self) -> None:
         """Compile what :meth:`start` and :meth:`choose` run, in a thread, the first time that a grammar is asked for.
@@ -283,8 +132,8 @@ class Runner:
 
     def _compile_halves(self) -> None:
         try:
-            for layout in self._decode_layouts:
-                for program in (self._forward_program, self._choose_program):
+            for layout in self.steps.decode_layouts:
+                for program in (self.steps.forward, self.steps.choose):
                     if self._closed:
                         return
                     program(layout)
@@ -298,12 +147,12 @@ class Runner:
         """Compile or load every step and run each on padding, until a GPU has recorded it."""
         shapes = self.settings.steps
         steps: list[tuple[Callable[[], Any], np.ndarray, int]] = [
-            (partial(self._prefill_program, layout), layout.pack([]), layout.blocks)
-            for layout in self._prefill_layouts
+            (partial(self.steps.prefill, layout), layout.pack([]), layout.blocks)
+            for layout in self.steps.prefill_layouts
         ]
         steps += [
-            (partial(self._decode_program, layout, form, count), layout.pack([]), layout.rows)
-            for layout in self._decode_layouts
+            (partial(self.steps.decode, layout, form, count), layout.pack([]), layout.rows)
+            for layout in self.steps.decode_layouts
             for form in shapes.decode_forms
             for count in shapes.decode_steps
         ]
@@ -312,12 +161,12 @@ class Runner:
                 progress("compiling steps", done, len(steps) + 1)
             for _ in range(shapes.warm_up_runs):
                 jax.block_until_ready(self._run(program(), vector, [], rows))
-        self._admit_program()
+        self.steps.admit()
         if progress is not None:
             progress("compiling steps", len(steps) + 1, len(steps) + 1)
 
     def _run(self, program: Any, vector: np.ndarray, masks: Items[bytes | None], rows: int) -> jax.Array:
-        packed = pack_masks(masks, rows, self._words)
+        packed = pack_masks(masks, rows, self.steps.words)
         mask = self._unmasked[rows] if packed is None else jax.device_put(packed, self._replicated)
         self._cache, self._state, out = program(
             self._leaves, self._cache, self._state, jax.device_put(vector, self._replicated), mask
@@ -336,8 +185,8 @@ class Runner:
 
     def _admit(self, plan: Plan) -> None:
         for admission in plan.admissions:
-            vector = jax.device_put(self._admit_layout.pack(admission), self._replicated)
-            self._cache, self._state = self._admit_program()(self._leaves, self._cache, self._state, vector)
+            vector = jax.device_put(self.steps.admit_layout.pack(admission), self._replicated)
+            self._cache, self._state = self.steps.admit()(self._leaves, self._cache, self._state, vector)
 
     def start(self, plan: Plan) -> StartedStep:
         """Queue a plan's work as far as the choice of the tokens of its decode rows; :meth:`choose` is the rest."""
@@ -346,19 +195,19 @@ class Runner:
         self._admit(plan)
         layout = self._layout_of(plan.decode)
         vector = jax.device_put(layout.pack(plan.decode), self._replicated)
-        self._cache, logits = self._forward_program(layout)(self._leaves, self._cache, self._state, vector)
+        self._cache, logits = self.steps.forward(layout)(self._leaves, self._cache, self._state, vector)
         return StartedStep(plan.decode, layout, vector, logits, self._dispatch_prefill(plan.prefill))
 
     def choose(self, started: StartedStep, masks: Items[bytes | None]) -> DispatchedStep:
         """Queue the rest of a step; ``masks`` say what each decode row may choose."""
         layout = started.layout
-        packed = pack_masks(masks, layout.rows, self._words)
+        packed = pack_masks(masks, layout.rows, self.steps.words)
         mask = self._unmasked[layout.rows] if packed is None else jax.device_put(packed, self._replicated)
-        self._state, out = self._choose_program(layout)(started.logits, self._state, started.vector, mask)
+        self._state, out = self.steps.choose(layout)(started.logits, self._state, started.vector, mask)
         return DispatchedStep((out, started.rows), started.prefill)
 
     def _layout_of(self, rows: tuple[DecodeRow, ...]) -> DecodeLayout:
-        return next(layout for layout in self._decode_layouts if layout.rows >= len(rows))
+        return next(layout for layout in self.steps.decode_layouts if layout.rows >= len(rows))
 
     def _dispatch_decode(
         self, rows: tuple[DecodeRow, ...], steps: int
@@ -369,19 +218,19 @@ class Runner:
         forms = self.settings.steps.decode_forms
         form = next(form for form in forms if all(form.serves(row.sampling) for row in rows))
         masks = [row.mask for row in rows]
-        return self._run(self._decode_program(layout, form, steps), layout.pack(rows), masks, layout.rows), rows
+        return self._run(self.steps.decode(layout, form, steps), layout.pack(rows), masks, layout.rows), rows
 
     def _dispatch_prefill(
         self, blocks: tuple[PrefillBlock, ...]
     ) -> list[tuple[jax.Array, list[tuple[int, SamplingSettings]]]]:
         """One program, or several where a prompt is taken whole and is longer than the largest."""
         dispatched = []
-        largest = self._prefill_layouts[-1].blocks
+        largest = self.steps.prefill_layouts[-1].blocks
         for first in range(0, len(blocks), largest):
             part = blocks[first : first + largest]
-            layout = next(layout for layout in self._prefill_layouts if layout.blocks >= len(part))
+            layout = next(layout for layout in self.steps.prefill_layouts if layout.blocks >= len(part))
             masks = [block.mask for block in part]
-            out = self._run(self._prefill_program(layout), layout.pack(part), masks, layout.blocks)
+            out = self._run(self.steps.prefill(layout), layout.pack(part), masks, layout.blocks)
             dispatched.append((out, [(i, block.sampling) for i, block in enumerate(part) if block.choose]))
         return dispatched
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from cvllm_jax.engine.pages import PageAllocator, chain_hashes
-from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput
+from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, StepOutput, admission_of, settings_of
 from cvllm_jax.engine.sequence import Sampled, Sequence, State
 from cvllm_jax.errors import Error
 from cvllm_jax.params import FinishReason
@@ -143,7 +143,7 @@ class Scheduler:
                     steps=own_steps,
                     pages=tuple(sequence.pages),
                     forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
-                    sampling=_settings(sequence),
+                    sampling=settings_of(sequence),
                     mask=sequence.mask,
                 )
             )
@@ -229,7 +229,7 @@ class Scheduler:
                 pages=tuple(sequence.pages[: -(-stop // self._page_size)]),
                 choose=choose,
                 forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
-                sampling=_settings(sequence),
+                sampling=settings_of(sequence),
                 mask=sequence.mask if choose else None,
             )
             sequence.computed = stop
@@ -265,7 +265,7 @@ class Scheduler:
         sequence.state = State.RUNNING
         bisect.insort(self.running, sequence, key=_arrival)
         if sequence.tracks_tokens:
-            admissions.append(_admission(sequence))
+            admissions.append(admission_of(sequence))
         return sequence
 
     # --- what came back ---
@@ -387,32 +387,3 @@ class Scheduler:
 
 def _arrival(sequence: Sequence) -> int:
     return sequence.handle.id
-
-
-def _settings(sequence: Sequence) -> SamplingSettings:
-    p = sequence.params
-    return SamplingSettings(
-        temperature=p.temperature,
-        top_k=p.top_k or 0,
-        top_p=p.top_p,
-        min_p=p.min_p,
-        repetition_penalty=p.repetition_penalty,
-        frequency_penalty=p.frequency_penalty,
-        presence_penalty=p.presence_penalty,
-        seed=sequence.seed,
-        logprobs=p.logprobs,
-        top_logprobs=p.top_logprobs > 0,
-        tracks_tokens=sequence.tracks_tokens,
-        constrained=sequence.constraint is not None,
-    )
-
-
-def _admission(sequence: Sequence) -> Admission:
-    assert sequence.slot is not None
-    return Admission(
-        slot=sequence.slot,
-        tokens=tuple(sequence.tokens),
-        prompt_length=sequence.prompt_length,
-        bias=tuple(sequence.params.logit_bias.items()),
-        end_tokens=tuple(sorted(sequence.end_tokens)) if sequence.params.min_tokens else (),
-    )

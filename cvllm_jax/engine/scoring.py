@@ -192,7 +192,7 @@ def _chunks(layout: PrefillLayout, tokens: Items[int]) -> Iterator[tuple[int, np
 
 def _logits(runner: Runner, layout: PrefillLayout, leaves: Any, cache: Any, vector: jax.Array) -> Any:
     tokens, batch, _, _ = layout.unpack(vector)
-    model = runner.model(leaves)
+    model = runner.steps.model(leaves)
     hidden, cache = model(tokens, cache, batch)
     return cache, model.logits(hidden)
 

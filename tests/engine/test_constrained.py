@@ -23,15 +23,20 @@ KIND = {"type": "array", "items": {"enum": ["north", "south", 3]}, "minItems": 2
 PROMPT = [5 + (n * n) % 250 for n in range(30)]
 
 
+def prepared(engine):
+    """The engine when it has compiled what it compiles at the first grammar, so that no later test sees it do so."""
+    engine.compile_grammar(JsonSchemaGrammar(KIND))
+    deadline = time.monotonic() + 300
+    while not engine.runner.halves:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return engine
+
+
 @pytest.fixture(autouse=True, params=["whole steps", "halves"])
 def halves(request, tiny_engine, monkeypatch):
     """With and without the steps in two halves, which a grammar gets once they are compiled."""
-    tiny_engine.compile_grammar(JsonSchemaGrammar(KIND))
-    deadline = time.monotonic() + 300
-    while not tiny_engine.runner.halves and request.param == "halves":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    monkeypatch.setattr(tiny_engine.runner, "halves", request.param == "halves")
+    monkeypatch.setattr(prepared(tiny_engine).runner, "halves", request.param == "halves")
 
 
 def params(grammar, **settings):
@@ -72,7 +77,7 @@ def test_among_neighbours_that_are_free(make_engine, tiny_engine):
     """Mixed batches, preemption and chunked prompts: the free ones say what they say alone."""
     free = [GenerationParams(temperature=1.0, seed=n, max_tokens=25, ignore_eos=True) for n in range(4)]
     alone = [tiny_engine.generate_sync(PROMPT[: 5 + n], settings).tokens for n, settings in enumerate(free)]
-    tight = make_engine(max_batch_size=64, kv_cache_memory=25 * 4096, max_sequence_length=128)
+    tight = prepared(make_engine(max_batch_size=64, kv_cache_memory=25 * 4096, max_sequence_length=128))
     for engine in (tiny_engine, tight):
         streams = []
         for n, settings in enumerate(free):
