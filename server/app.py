@@ -15,12 +15,12 @@ from server.settings import ServerSettings
 from server.state import ServerState
 
 if TYPE_CHECKING:
-    from cvllm_jax.engine.engine import InferenceEngine
+    from cvllm_jax.engine.opening import AnyEngine
 
 __all__ = ["create_app"]
 
 
-def create_app(engine: InferenceEngine | None = None, settings: ServerSettings | None = None) -> Starlette:
+def create_app(engine: AnyEngine | None = None, settings: ServerSettings | None = None) -> Starlette:
     """The server as an ASGI application.
 
     Without an engine it answers 503 until ``app.state.server.ready(engine)`` is called. The engine

@@ -11,9 +11,12 @@ from server.errors import ApiError, error_response
 
 __all__ = ["ApiKeyMiddleware"]
 
+#: What other servers have outside of /v1; it takes processor time all the same.
+_OTHER_PATHS = ("/tokenize", "/detokenize", "/apply-template")
+
 
 class ApiKeyMiddleware:
-    """Answers 401 on every path under /v1 unless the request carries ``Authorization: Bearer KEY``."""
+    """Answers 401 on every path under /v1 and those beside it unless the request has ``Authorization: Bearer KEY``."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
@@ -38,4 +41,4 @@ class ApiKeyMiddleware:
 
 
 def _is_api_path(path: str) -> bool:
-    return path == "/v1" or path.startswith("/v1/")
+    return path in _OTHER_PATHS or path == "/v1" or path.startswith("/v1/")

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from cvllm_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cvllm_jax.engine.engine import InferenceEngine
+    from cvllm_jax.engine.opening import AnyEngine
     from server.state import ServerState
 
 __all__ = ["bind", "run"]
@@ -51,8 +51,8 @@ def bind(host: str, port: int) -> socket.socket:
 def run(
     app: Starlette,
     bound: socket.socket,
-    load: Callable[[], InferenceEngine],
-    on_ready: Callable[[InferenceEngine], None],
+    load: Callable[[], AnyEngine],
+    on_ready: Callable[[AnyEngine], None],
     log_level: str = "warning",
 ) -> bool:
     """Serve ``app`` until Ctrl-C or SIGTERM, loading its engine meanwhile.
@@ -78,8 +78,8 @@ async def _serve(
     server: _Server,
     state: ServerState,
     bound: socket.socket,
-    load: Callable[[], InferenceEngine],
-    on_ready: Callable[[InferenceEngine], None],
+    load: Callable[[], AnyEngine],
+    on_ready: Callable[[AnyEngine], None],
 ) -> bool:
     loading = _load_in_thread(load)
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
@@ -101,10 +101,10 @@ async def _serve(
     return True
 
 
-def _load_in_thread(load: Callable[[], InferenceEngine]) -> asyncio.Future[InferenceEngine]:
+def _load_in_thread(load: Callable[[], AnyEngine]) -> asyncio.Future[AnyEngine]:
     """``load()`` in a thread that does not keep the process alive, unlike those of an executor."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[InferenceEngine] = loop.create_future()
+    future: asyncio.Future[AnyEngine] = loop.create_future()
 
     def work() -> None:
         try:

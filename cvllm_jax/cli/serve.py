@@ -147,11 +147,11 @@ def serve(
 def curl_line(url: str, model: str, *, has_key: bool = False, embeds: bool = False) -> str:
     """A command for a POSIX shell that asks the server at ``url`` something."""
     question = "What is the capital of France?"
-    path, body = "chat/completions", {"model": model, "messages": [{"role": "user", "content": question}]}
+    body: dict[str, Any] = {"model": model}
     if embeds:
-        path, body = "embeddings", {"model": model, "input": question}
+        path, body["input"] = "embeddings", question
     else:
-        body["temperature"] = 0
+        path, body["messages"], body["temperature"] = "chat/completions", [{"role": "user", "content": question}], 0
     key = " -H 'Authorization: Bearer YOUR_API_KEY'" if has_key else ""
     data = shlex.quote(json.dumps(body))
     return f"curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {data}"

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from cvllm_jax.engine.embedding import EmbeddingEngine
     from cvllm_jax.engine.engine import InferenceEngine
 
-__all__ = ["open_engine"]
+__all__ = ["AnyEngine", "open_engine"]
+
+type AnyEngine = InferenceEngine | EmbeddingEngine
 
 
-def open_engine(config: EngineConfig) -> InferenceEngine | EmbeddingEngine:
+def open_engine(config: EngineConfig) -> AnyEngine:
     """An InferenceEngine for a model that generates text, an EmbeddingEngine for an encoder.
 
     Raises:

@@ -1,6 +1,14 @@
 """OpenAI's API as a library: wire types and the adapter that answers them with an engine."""
 
 from cvllm_jax.openai.adapter import AdapterConfig, OpenAIAdapter, model_sampling_defaults
+from cvllm_jax.openai.completions_types import (
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+)
+from cvllm_jax.openai.embeddings_types import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from cvllm_jax.openai.errors import GenerationFailedError, RequestError
 from cvllm_jax.openai.mcp_types import McpTool, McpToolCall, McpToolResult
 from cvllm_jax.openai.reasoning import get_reasoning_parser
@@ -42,7 +50,16 @@ __all__ = [
     "ChoiceDelta",
     "ChoiceLogprobs",
     "ChunkChoice",
+    "CompletionChoice",
+    "CompletionChunk",
+    "CompletionLogprobs",
+    "CompletionRequest",
+    "CompletionResponse",
     "ContentPart",
+    "Embedding",
+    "EmbeddingRequest",
+    "EmbeddingResponse",
+    "EmbeddingUsage",
     "FunctionCall",
     "FunctionCallDelta",
     "FunctionDefinition",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -19,12 +19,12 @@ async def list_models(request: Request) -> JSONResponse:
 
 async def get_model(request: Request) -> JSONResponse:
     state = state_of(request)
-    check_model(state, request.path_params["model"])
+    check_model(state, request.path_params["model"], kind=None)
     return JSONResponse(_model(state))
 
 
-def check_model(state: ServerState, name: str) -> None:
-    """Raise ApiError 404 unless ``name`` is the served model."""
+def check_model(state: ServerState, name: str, *, kind: Literal["causal", "encoder"] | None = "causal") -> None:
+    """Raise ApiError 404 unless ``name`` is the served model, and 400 unless it is of this kind."""
     if name != state.model_name:
         raise ApiError(
             404,
@@ -32,6 +32,13 @@ def check_model(state: ServerState, name: str) -> None:
             param="model",
             code="model_not_found",
         )
+    served = state.adapter.engine.model_info().kind
+    if kind is not None and served != kind:
+        does, route = {
+            "causal": ("generates text and has no embeddings", "/v1/chat/completions or /v1/completions"),
+            "encoder": ("gives embeddings and generates no text", "/v1/embeddings"),
+        }[served]
+        raise ApiError(400, f"The model '{name[:200]}' {does}; use {route}.", param="model", code="invalid_value")
 
 
 def _model(state: ServerState) -> dict[str, Any]:
