@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # before jax is imported: tests run on the CPU, and executables outlive the run, because compiling is what costs
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Mosaic's interpreter runs each warpgroup in a thread of XLA's pool, which otherwise has one for each processor
+os.environ.setdefault("NPROC", "16")
 os.environ["CVLLM_CACHE"] = str(ROOT / ".pytest_cache" / "cvllm-jax")
 for folder in ("tests", "tests/server", "tests/cli", "tests/checkpoints", "tests/engine"):
     sys.path.append(str(ROOT / folder))  # modules that tests share; importlib mode adds no folder by itself

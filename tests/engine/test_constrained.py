@@ -124,6 +124,7 @@ def test_what_cannot_go_with_a_grammar(tiny_engine, settings):
 
 
 def test_the_steps_of_a_gpu_obey_a_grammar_too(gpu_steps_engine):
+    prepared(gpu_steps_engine)
     for temperature in (0.0, 1.0):
         output = gpu_steps_engine.generate_sync(PROMPT, params(JsonSchemaGrammar(SCHEMA), temperature=temperature))
         jsonschema.validate(json.loads(output.text), SCHEMA)
