@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import httpx
 import openai
@@ -11,10 +12,14 @@ from live_server import live_server
 from stream_lint import lint_chat, parse_sse
 from stub_engine import Script, StubEngine
 
+import cvllm_jax
 from cvllm_jax.params import FinishReason
 from server.settings import ServerSettings
 
 TEXT = "Hello, wörld 👋."
+CHATML = (Path(cvllm_jax.__file__).parent / "testing" / "chatml.jinja").read_text(encoding="utf-8")
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 USER = [{"role": "user", "content": "hi"}]
 
 
@@ -120,3 +125,48 @@ def test_the_models_own_sampling_defaults_hold():
         server.chat(top_p=0.5)
     params = stub.seen[0][1]
     assert (params.temperature, params.top_p) == (0.2, 0.5)
+
+
+@pytest.fixture(scope="module")
+def caller():
+    """A server whose model reasons and calls two tools."""
+    script = Script(f"<think>\nHm.\n</think>\n\n{CALL}\n{CALL}")
+    with live_server(StubEngine(script, template=CHATML, context=4096)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_streams_of_calls_are_clean(caller, n):
+    raw = read_stream(caller, tools=TOOLS, n=n, stream_options={"include_usage": True})
+    events = parse_sse(raw.decode())
+    assert lint_chat(events, True) == []
+    for _, data in events[:-1]:
+        sdk.ChatCompletionChunk.model_validate(json.loads(data), strict=True)
+    assert json.loads(events[-2][1])["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+
+
+def test_the_openai_client_gets_calls(caller):
+    client = openai.OpenAI(base_url=f"{caller.url}/v1", api_key="none", max_retries=0)
+    answer = client.chat.completions.create(model="org/stub", messages=USER, tools=TOOLS, tool_choice="required")
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert choice.message.reasoning_content == "Hm."
+    assert [json.loads(call.function.arguments) for call in choice.message.tool_calls] == [{"city": "Zürich"}] * 2
+    with client.chat.completions.stream(model="org/stub", messages=USER, tools=TOOLS) as stream:
+        stream.until_done()
+        calls = stream.get_final_completion().choices[0].message.tool_calls
+    assert [call.function.name for call in calls] == ["get_weather"] * 2
+    turns = [*USER, choice.message.model_dump(exclude_none=True)]
+    turns += [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in choice.message.tool_calls]
+    assert client.chat.completions.create(model="org/stub", messages=turns, tools=TOOLS).choices
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="org/stub", messages=turns[-1:], tools=TOOLS)
+    assert caught.value.param == "messages[0].role"
+
+
+def test_parsers_are_a_setting():
+    settings = ServerSettings(tool_parser="none", reasoning_parser="none")
+    engine = StubEngine(Script("<think>x</think>y"), template=CHATML, context=4096)
+    with live_server(engine, settings) as server:
+        assert server.chat().json()["choices"][0]["message"]["content"] == "<think>x</think>y"
+        assert server.chat(tools=TOOLS).status_code == 400

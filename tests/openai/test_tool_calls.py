@@ -1,0 +1,230 @@
+"""Tool calls and reasoning, from what a model writes to messages and chunks, and how tools reach the model."""
+
+import json
+
+import openai.types.chat as sdk
+import pytest
+from answer_script import CHATML, WEATHER
+from stream_lint import lint_chat
+from stub_engine import Script
+
+from cvllm_jax.errors import ConfigError
+from cvllm_jax.openai import (
+    AdapterConfig,
+    ChatCompletionRequest,
+    FunctionDefinition,
+    Message,
+    OpenAIAdapter,
+    RequestError,
+    Tool,
+    ToolChoice,
+)
+from cvllm_jax.params import FinishReason
+
+PARAMETERS = {
+    "type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"],
+    "additionalProperties": False,
+}  # fmt: skip
+TOOLS = [
+    Tool.function(FunctionDefinition("get_weather").with_description("Weather.").with_parameters(PARAMETERS)),
+    Tool.function(FunctionDefinition("get_time")),
+]
+TWO = f"<think>\nHm.\n</think>\n\nI look.\n{WEATHER}\n{WEATHER.replace('Tokyo', 'Rome')}"
+
+
+def request(**fields):
+    fields = {"messages": [Message.user("the weather?")], "tools": TOOLS, **fields}
+    return ChatCompletionRequest(model="m", **fields)
+
+
+def ask(engine, **fields):
+    """The only choice of the answer, which must be that of the stream too."""
+    adapter = OpenAIAdapter(engine)
+    answer = adapter.chat_completion_sync(request(**fields))
+    sdk.ChatCompletion.model_validate(json.loads(answer.model_dump_json()), strict=True)
+    chunks = [json.loads(chunk.model_dump_json()) for chunk in adapter.chat_completion_stream_sync(request(**fields))]
+    for chunk in chunks:
+        sdk.ChatCompletionChunk.model_validate(chunk, strict=True)
+    events = [(None, json.dumps(chunk)) for chunk in chunks] + [(None, "[DONE]")]
+    choice = answer.choices[0]
+    if not isinstance(fields.get("tool_choice"), ToolChoice):  # a named function ends with "stop"
+        assert lint_chat(events) == []
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == (choice.message.content or "")
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (choice.message.reasoning_content or "")
+    calls = {}
+    for delta in deltas:
+        for call in delta.get("tool_calls", ()):
+            made = calls.setdefault(call["index"], [call["function"].get("name"), ""])
+            made[1] += call["function"]["arguments"]
+    assert list(calls.values()) == [list(call) for call in names_and_arguments(choice)]
+    assert chunks[-1]["choices"][0]["finish_reason"] == choice.finish_reason
+    return choice, answer.usage
+
+
+def names_and_arguments(choice):
+    return [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+
+
+def test_calls_and_reasoning_are_split_off(make_stub):
+    choice, usage = ask(make_stub(Script(TWO)))
+    assert names_and_arguments(choice) == [
+        ("get_weather", '{"location": "Tokyo"}'), ("get_weather", '{"location": "Rome"}'),
+    ]  # fmt: skip
+    assert len({call.id for call in choice.message.tool_calls}) == 2
+    assert (choice.message.content, choice.message.reasoning_content) == ("I look.", "Hm.")
+    assert choice.finish_reason == "tool_calls"
+    assert usage.completion_tokens == len(TWO)
+    assert len("<think>\nHm.") <= usage.completion_tokens_details.reasoning_tokens <= len("<think>\nHm.\n</think>\n\n")
+
+
+def test_a_call_alone_has_no_content(make_stub):
+    choice, usage = ask(make_stub(Script(WEATHER)))
+    assert choice.message.content is None
+    assert usage.completion_tokens_details.reasoning_tokens == 0
+
+
+@pytest.mark.parametrize("fields", [{"tool_choice": ToolChoice.mode("none")}, {"tools": None}])
+def test_without_callable_tools_calls_are_text(make_stub, fields):
+    choice, _ = ask(make_stub(Script(TWO)), **fields)
+    assert choice.message.tool_calls is None
+    assert choice.message.content.count("<tool_call>") == 2
+    assert choice.finish_reason == "stop"
+
+
+def test_one_call_at_most_where_asked(make_stub):
+    choice, _ = ask(make_stub(Script(TWO)), parallel_tool_calls=False)
+    assert names_and_arguments(choice) == [("get_weather", '{"location": "Tokyo"}')]
+
+
+@pytest.mark.parametrize(
+    ("reason", "choice", "name"),
+    [
+        (FinishReason.Length, None, "length"),
+        (FinishReason.StopSequence("x"), None, "stop"),
+        (FinishReason.Stop, ToolChoice.function("get_weather"), "stop"),
+    ],
+)
+def test_other_ends_with_calls(make_stub, reason, choice, name):
+    engine = make_stub(Script(WEATHER, finish_reason=reason))
+    answer = OpenAIAdapter(engine).chat_completion_sync(request(tool_choice=choice))
+    assert answer.choices[0].finish_reason == name
+    assert names_and_arguments(answer.choices[0])
+
+
+def test_reasoning_that_is_cut_is_reasoning(make_stub):
+    choice, usage = ask(make_stub(Script("<think>\nSo long", finish_reason=FinishReason.Length)))
+    assert (choice.message.content, choice.message.reasoning_content) == (None, "So long")
+    assert usage.completion_tokens_details.reasoning_tokens == usage.completion_tokens
+
+
+def test_log_probabilities_cover_markup_too(make_stub):
+    answer = OpenAIAdapter(make_stub(Script(TWO))).chat_completion_sync(request(logprobs=True))
+    assert bytes(byte for entry in answer.choices[0].logprobs.content for byte in entry.bytes) == TWO.encode()
+    chunks = OpenAIAdapter(make_stub(Script(TWO))).chat_completion_stream_sync(request(logprobs=True))
+    entries = [chunk.choices[0].logprobs.content for chunk in chunks if chunk.choices[0].logprobs]
+    assert bytes(byte for content in entries for entry in content for byte in entry.bytes) == TWO.encode()
+
+
+def test_markup_of_control_tokens_is_kept_for_the_parser_alone(make_stub):
+    control = ("<tool_call>", "</tool_call>", "<|other|>")
+    engine = make_stub(Script(f"{WEATHER}<|other|>"), control_tokens=control)
+    choice, _ = ask(engine)
+    assert names_and_arguments(choice) == [("get_weather", '{"location": "Tokyo"}')]
+    assert engine.seen[-1][1].skip_special_tokens is False
+    engine = make_stub(Script("hi"), control_tokens=("<|other|>",))
+    ask(engine)
+    assert engine.seen[-1][1].skip_special_tokens is True
+
+
+def test_tools_and_turns_reach_the_template(make_stub):
+    engine = make_stub(Script("It is sunny."))
+    first = OpenAIAdapter(make_stub(Script(WEATHER))).chat_completion_sync(request()).choices[0].message
+    messages = [
+        Message.user("the weather?"),
+        Message.assistant_with_tool_calls(first.tool_calls),
+        Message.tool_with_name(first.tool_calls[0].id, "sunny", "get_weather"),
+    ]
+    strict = [Tool.function(TOOLS[0].function.with_strict())]
+    OpenAIAdapter(engine).chat_completion_sync(request(messages=messages, tools=strict))
+    prompt = bytes(engine.seen[0][0]).decode()
+    assert '"description": "Weather."' in prompt
+    assert "strict" not in prompt
+    assert WEATHER in prompt
+    assert "<tool_response>\nsunny\n</tool_response>" in prompt
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+REFUSED = [
+    ({"tool_choice": ToolChoice.function("other")}, "tool_choice", "'other' not found in 'tools'"),
+    ({"tool_choice": ToolChoice.allowed_tools(["other"])}, "tool_choice", "'other' not found in 'tools'"),
+    ({"tools": None, "tool_choice": ToolChoice.mode("required")}, "tool_choice", "only allowed when 'tools'"),
+    ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].function.name", "must be unique"),
+    (
+        {"tools": [Tool.function(FunctionDefinition("f").with_parameters({"type": "array"}))]},
+        "tools[0].function.parameters", "got 'type: 'array''",
+    ),
+    (
+        {
+            "tools": [TOOLS[0], Tool.function(FunctionDefinition("f").with_parameters({"contains": 1}))],
+            "tool_choice": ToolChoice.mode("required"),
+        },
+        "tools[1].function.parameters", "Invalid schema for function 'f'",
+    ),
+    (
+        {"messages": [Message.user("x"), Message.tool("c1", "x")]},
+        "messages[1].role", "must be a response to a preceding message with 'tool_calls'",
+    ),
+    (
+        {"messages": [Message.user("x"), ASSISTANT, Message.tool("c2", "x")]},
+        "messages[2].tool_call_id", "'c2' not found in 'tool_calls'",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED)
+def test_what_does_not_fit_together_is_refused(make_stub, fields, param, words):
+    with pytest.raises(RequestError) as caught:
+        OpenAIAdapter(make_stub(Script())).chat_completion_sync(request(**fields))
+    assert caught.value.param == param
+    assert words in str(caught.value)
+
+
+def test_a_template_without_tools_is_no_use(make_stub, stub):
+    with pytest.raises(RequestError, match="cannot show tools") as caught:
+        OpenAIAdapter(stub).chat_completion_sync(request())
+    assert caught.value.param == "tools"
+    unknown = "{% for tool in tools %}{{ tool }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    engine = make_stub(Script(WEATHER), template=unknown)
+    with pytest.raises(RequestError, match="--tool-parser"):
+        OpenAIAdapter(engine).chat_completion_sync(request())
+    adapter = OpenAIAdapter.with_config(engine, AdapterConfig(tool_parser="hermes"))
+    assert adapter.chat_completion_sync(request()).choices[0].message.tool_calls
+
+
+def test_parsers_can_be_named(make_stub):
+    engine = make_stub(Script(TWO))
+    plain = OpenAIAdapter.with_config(engine, AdapterConfig(reasoning_parser="none"))
+    message = plain.chat_completion_sync(request()).choices[0].message
+    assert message.content.startswith("<think>")
+    assert len(message.tool_calls) == 2
+    with pytest.raises(RequestError, match="not known"):
+        OpenAIAdapter.with_config(engine, AdapterConfig(tool_parser="none")).chat_completion_sync(request())
+    for wrong in ({"tool_parser": "x"}, {"reasoning_parser": "x"}):
+        with pytest.raises(ConfigError, match="parser 'x'"):
+            AdapterConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["pythonic", "qwen3_coder"])
+def test_calls_that_no_grammar_describes_are_not_required(make_stub, name):
+    adapter = OpenAIAdapter.with_config(make_stub(Script("hi")), AdapterConfig(tool_parser=name))
+    assert adapter.chat_completion_sync(request()).choices[0].message.content == "hi"
+    with pytest.raises(RequestError, match=name) as caught:
+        adapter.chat_completion_sync(request(tool_choice=ToolChoice.mode("required")))
+    assert caught.value.param == "tool_choice"
+
+
+def test_the_template_is_that_of_the_scripted_model():
+    assert "<tool_call>" in CHATML
+    assert "</think>" in CHATML
