@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     model_serializer,
 )
@@ -31,16 +33,26 @@ __all__ = [
 MAX_PROMPTS = 2048
 
 type _Token = Annotated[int, Field(ge=0)]
-# A long list of one kind is not gone through as a list of the others.
-type TextOrTokens = (
-    str
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
-    | Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
-    | Annotated[
-        list[Annotated[list[_Token], Field(min_length=1, fail_fast=True)]],
-        Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
-    ]
-)
+type _Tokens = Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
+
+
+def _kind(value: Any) -> str:
+    """Which alternative is meant, by the first item: errors are then about that one, and no list is read four times.
+
+    The brackets tell the names, which are part of an error's path, from keys of an object that was sent instead.
+    """
+    if not isinstance(value, list):
+        return "[text]"
+    return {int: "[tokens]", list: "[lists]"}.get(type(value[0]), "[texts]") if value else "[texts]"
+
+
+type TextOrTokens = Annotated[
+    Annotated[str, Tag("[text]")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("[texts]")]
+    | Annotated[_Tokens, Tag("[tokens]")]
+    | Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_PROMPTS), Tag("[lists]")],
+    Discriminator(_kind),
+]
 
 
 class CompletionRequest(BaseModel):

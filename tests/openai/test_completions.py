@@ -131,10 +131,10 @@ def test_streams_add_up_to_the_whole_answer(adapter, fields):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt[0]"), ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt[0]"), ({"prompt": [1, "a"]}, "prompt[1]"),
         ({"prompt": ""}, "prompt"), ({"prompt": ["a", ""]}, "prompt[1]"), ({"prompt": [100_000]}, "prompt"),
         ({"prompt": [[3], [100_000]]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"), ({"prompt": 5}, "prompt"),
-        ({"prompt": None}, "prompt"), ({"prompt": [5] * 300}, "prompt"), ({"prompt": "a", "max_tokens": 999}, "max_tokens"),
+        ({"prompt": None}, "prompt"), ({"prompt": [5] * 300}, "prompt"), ({"max_tokens": 999}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"), ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"), ({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix"),
         ({"n": 0}, "n"), ({"n": 129}, "n"), ({"stop": ""}, "stop"), ({"stop": ["a"] * 5}, "stop"),
