@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CompletionStream", "Completions"]
 
 DEFAULT_MAX_TOKENS = 16
+MAX_CHOICES = 2048
 
 type CompletionStream = ChunkStream[CompletionChunk]
 
@@ -90,6 +91,12 @@ class Completions:
         prompts = [given] if isinstance(given[0], int) else given
         several = prompts is given and isinstance(request.prompt, list)
         named = [(f"prompt[{index}]" if several else "prompt", prompt) for index, prompt in enumerate(prompts)]
+        if len(prompts) * len(sampling) > MAX_CHOICES:
+            raise RequestError(
+                f"Invalid 'n': {len(prompts)} prompts with {len(sampling)} choices each are more than {MAX_CHOICES}.",
+                param="n",
+                code="invalid_value",
+            )
         made = [self._prompt(prompt, name) for name, prompt in named]
         limits = [self._limit(request, len(prompt.tokens), name) for (name, _), prompt in zip(named, made)]
         params: list[list[GenerationParams]] = []
