@@ -9,6 +9,7 @@ from stream_lint import lint_chat
 from stub_engine import Script
 
 from cvllm_jax.errors import ConfigError
+from cvllm_jax.grammar import AfterText, JsonObjectGrammar, JsonSchemaGrammar, LarkGrammar, ToolCallGrammar
 from cvllm_jax.openai import (
     AdapterConfig,
     ChatCompletionRequest,
@@ -228,3 +229,37 @@ def test_calls_that_no_grammar_describes_are_not_required(make_stub, name):
 def test_the_template_is_that_of_the_scripted_model():
     assert "<tool_call>" in CHATML
     assert "</think>" in CHATML
+
+
+#: The template of a model that always reasons.
+BEGUN = CHATML.replace(r"assistant\n' -}}", r"assistant\n<think>\n' -}}")
+
+
+def test_reasoning_that_the_prompt_begins(make_stub):
+    assert BEGUN != CHATML
+    engine = make_stub(Script(f"Hm.\n</think>\n\n{WEATHER}"), template=BEGUN)
+    choice, _ = ask(engine)
+    assert choice.message.reasoning_content == "Hm."
+    assert names_and_arguments(choice)
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": PARAMETERS}}
+    for fields, inner in (
+        ({"tools": None, "response_format": schema}, JsonSchemaGrammar(PARAMETERS)),
+        ({"tools": None, "response_format": {"type": "json_object"}}, JsonObjectGrammar()),
+        ({"tool_choice": ToolChoice.mode("required")}, None),
+    ):
+        OpenAIAdapter(engine).chat_completion_sync(request(**fields))
+        grammar = engine.seen[-1][1].grammar
+        assert isinstance(grammar, AfterText)
+        assert grammar.marker == "</think>"
+        assert grammar.grammar == inner or isinstance(grammar.grammar, ToolCallGrammar)
+    with pytest.raises(RequestError, match="turn reasoning off"):
+        OpenAIAdapter(engine).chat_completion_sync(request(tools=None, structured_outputs={"grammar": 'start: "a"'}))
+
+
+def test_reasoning_can_be_turned_off(make_stub):
+    template = "{{ '<|assistant|>' }}{{ '<think></think>' if enable_thinking is false }}"
+    engine = make_stub(Script("{}"), template=template)
+    fields = {"tools": None, "response_format": {"type": "json_object"}}
+    OpenAIAdapter(engine).chat_completion_sync(request(reasoning_effort="none", **fields))
+    OpenAIAdapter(engine).chat_completion_sync(request(**fields))
+    assert [type(params.grammar) for _, params in engine.seen] == [JsonObjectGrammar, LarkGrammar]
