@@ -40,5 +40,6 @@ def compiler_options(
     elif loops:
         options["xla_gpu_enable_command_buffer"] = LOOP_OPERATIONS
     if autotune_cache is not None:
+        autotune_cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         options["xla_gpu_per_fusion_autotune_cache_dir"] = str(autotune_cache)
     return options
