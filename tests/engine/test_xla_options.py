@@ -28,4 +28,5 @@ def test_cuda_graphs_can_be_turned_off():
     assert off["xla_gpu_enable_command_buffer"] == ""
     assert compiler_options(GPU, "decode", enable_cuda_graph=False, loops=True) == off
     assert compiler_options(GPU, "decode", enable_cuda_graph=True) == {}
-    assert "WHILE" in compiler_options(GPU, "decode", enable_cuda_graph=True, loops=True)["xla_gpu_enable_command_buffer"]
+    loops = compiler_options(GPU, "decode", enable_cuda_graph=True, loops=True)
+    assert "WHILE" in loops["xla_gpu_enable_command_buffer"]
