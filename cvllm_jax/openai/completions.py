@@ -97,8 +97,9 @@ class Completions:
                 param="n",
                 code="invalid_value",
             )
-        made = [self._prompt(prompt, name) for name, prompt in named]
-        limits = [self._limit(request, len(prompt.tokens), name) for (name, _), prompt in zip(named, made)]
+        tokens = [self._tokens(prompt, name) for name, prompt in named]
+        limits = [self._limit(request, len(ids), name) for (name, _), ids in zip(named, tokens)]
+        made = [self._prompt(prompt, ids) for prompt, ids in zip(prompts, tokens)]
         params: list[list[GenerationParams]] = []
         if request.max_tokens != 0:
             try:
@@ -107,21 +108,24 @@ class Completions:
                 raise _refusal(error, request) from error
         return Work(request=request, prompts=made, params=params)
 
-    def _prompt(self, prompt: Any, name: str) -> Prompt:
-        engine = self._engine
-        tokens = engine.tokenize(prompt) if isinstance(prompt, str) else prompt
+    def _tokens(self, prompt: Any, name: str) -> list[int]:
+        tokens: list[int] = self._engine.tokenize(prompt) if isinstance(prompt, str) else prompt
         if not tokens:
             raise RequestError(f"Invalid '{name}': it is empty, and this model begins no text by itself.", param=name)
-        size = engine.model_info().vocab_size
-        if outside := next((token for token in tokens if token >= size), None):
+        size = self._engine.model_info().vocab_size
+        if (highest := max(tokens)) >= size:
             raise RequestError(
-                f"Invalid '{name}': there is no token {outside}; this model's ids are 0 to {size - 1}.",
+                f"Invalid '{name}': there is no token {highest}; this model's ids are 0 to {size - 1}.",
                 param=name,
                 code="invalid_value",
             )
+        return tokens
+
+    def _prompt(self, prompt: Any, tokens: list[int]) -> Prompt:
         if isinstance(prompt, str):
             return Prompt(tokens=tokens, text=prompt, shows_control=False)
-        return Prompt(tokens=tokens, text=engine.tokenizer.decode(tokens, skip_special=False), shows_control=True)
+        text = self._engine.tokenizer.decode(tokens, skip_special=False)
+        return Prompt(tokens=tokens, text=text, shows_control=True)
 
     def _limit(self, request: CompletionRequest, length: int, name: str) -> int:
         """Tokens to generate after a prompt of this length."""
