@@ -45,6 +45,8 @@ def render_prompt(
     try:
         return template.encode(messages, tools, **variables)
     except TokenizationError as error:
+        # Any other name is that of one of the template's variables.
+        error.param = error.param if error.param in (None, "messages", "tools") else "chat_template_kwargs"
         error.param = error.param or "messages"
         raise
 

@@ -103,7 +103,7 @@ def _check(tools: Sequence[Tool]) -> None:
             )
         seen.add(name)
         kind = (parameters or {}).get("type", "object")
-        if kind != "object":
+        if kind not in ("object", ["object"]):
             raise RequestError(
                 f"Invalid schema for function '{name}': schema must be a JSON Schema of 'type: \"object\"', "
                 f"got 'type: {str(kind)[:50]!r}'.",

@@ -8,7 +8,7 @@ from answer_script import CHATML, WEATHER
 from stream_lint import lint_chat
 from stub_engine import Script
 
-from cvllm_jax.errors import ConfigError
+from cvllm_jax.errors import ConfigError, TokenizationError
 from cvllm_jax.grammar import AfterText, JsonObjectGrammar, JsonSchemaGrammar, LarkGrammar, ToolCallGrammar
 from cvllm_jax.openai import (
     AdapterConfig,
@@ -155,6 +155,13 @@ def test_tools_and_turns_reach_the_template(make_stub):
     assert "<tool_response>\nsunny\n</tool_response>" in prompt
 
 
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"items": value}
+    return value
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
 ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 REFUSED = [
@@ -174,6 +181,11 @@ REFUSED = [
         "tools[1].function.parameters", "Invalid schema for function 'f'",
     ),
     (
+        {"tools": [Tool.function(FunctionDefinition("f").with_parameters(nested(90)))],
+         "tool_choice": ToolChoice.mode("required")},
+        "tools[0].function.parameters", "nested more than",
+    ),
+    (
         {"messages": [Message.user("x"), Message.tool("c1", "x")]},
         "messages[1].role", "must be a response to a preceding message with 'tool_calls'",
     ),
@@ -190,6 +202,19 @@ def test_what_does_not_fit_together_is_refused(make_stub, fields, param, words):
         OpenAIAdapter(make_stub(Script())).chat_completion_sync(request(**fields))
     assert caught.value.param == param
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [Tool.function(FunctionDefinition("f").with_parameters(nested(1000)))]}, "tools"),
+        ({"chat_template_kwargs": {"x": nested(1000)}}, "chat_template_kwargs"),
+    ],
+)
+def test_deep_nesting_is_refused_by_name(make_stub, fields, param):
+    with pytest.raises(TokenizationError, match="nested more than") as caught:
+        OpenAIAdapter(make_stub(Script())).chat_completion_sync(request(**fields))
+    assert caught.value.param == param
 
 
 def test_a_template_without_tools_is_no_use(make_stub, stub):
