@@ -115,6 +115,8 @@ class PromptScorer:
             for start, vector in _chunks(layout, tokens):
                 if gone.is_set():
                     raise CancelledError("nobody waits for these log probabilities any more")
+                if not runner.leaves:
+                    raise CancelledError("the engine was closed")
                 wanted = np.zeros(layout.block_size, np.int32)
                 wanted[: len(targets) - start] = targets[start : start + layout.block_size]
                 cache, *found = program(leaves, cache, jnp.asarray(vector), jnp.asarray(wanted))
