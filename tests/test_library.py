@@ -38,6 +38,7 @@ def test_generation_parameters_and_their_defaults():
         "max_tokens": 256, "temperature": 1.0, "top_p": 1.0, "top_k": None, "repetition_penalty": 1.0,
         "frequency_penalty": 0.0, "presence_penalty": 0.0, "stop_sequences": (), "logprobs": False, "seed": None,
         "min_p": 0.0, "min_tokens": 0, "stop_token_ids": (), "ignore_eos": False, "logit_bias": {}, "top_logprobs": 0,
+        "grammar": None, "skip_special_tokens": True,
     }  # fmt: skip
     with pytest.raises(TypeError):
         GenerationParams(5)
