@@ -7,7 +7,9 @@ tokens than :func:`alone`.
 
 from __future__ import annotations
 
+import pickle
 import zlib
+from dataclasses import replace
 
 from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator
 from cvllm_jax.engine.plan import StepOutput
@@ -65,6 +67,23 @@ class FakeRunner:
         prefill = [self.choose(b, b.start + len(b.tokens), b.forbid_end > 0) for b in plan.prefill if b.choose]
         return StepOutput(decode=chosen, prefill=prefill)
 
+    def start(self, plan):
+        """The first half of a step; what it computes is the same, so everything is left to the second."""
+        assert plan.decode and plan.decode_steps == 1
+        return plan
+
+    def finish(self, plan, masks):
+        """The second half. A row that got no mask though its sequence is constrained is void: any token will do."""
+        rows = [replace(row, mask=mask) for row, mask in zip(plan.decode, masks, strict=True)]
+        void = {i for i, row in enumerate(rows) if row.sampling.constrained and row.mask is None}
+        kept = replace(plan, decode=tuple(row for i, row in enumerate(rows) if i not in void))
+        output = self.dispatch(kept)
+        for index in sorted(void):
+            row = rows[index]
+            self.write(row.pages, row.position, [self.last[row.slot]])
+            output.decode.insert(index, [Sampled(END)])
+        return output
+
     def write(self, pages, start, tokens):
         for position, token in enumerate(tokens, start):
             page = pages[position // self.page_size]
@@ -73,9 +92,47 @@ class FakeRunner:
 
     def choose(self, row, length, forbid_end):
         known = [self.memory[row.pages[i // self.page_size]][i % self.page_size] for i in range(length)]
-        token = choose(known, row.sampling.seed[0], forbid_end)
+        if row.mask is None:
+            assert not row.sampling.constrained
+            token = choose(known, row.sampling.seed[0], forbid_end)
+        else:
+            token, expected = pickle.loads(row.mask)
+            assert known == expected  # the mask belongs to the text that the pages hold
         self.last[row.slot] = token
         return Sampled(token)
+
+
+class ScriptedConstraint:
+    """Allows one token at each place, and sometimes knows the next few."""
+
+    def __init__(self, prompt, length):
+        self.prompt, self.length, self.tokens = list(prompt), length, []
+
+    def _next(self, tokens):
+        return 1 + zlib.crc32(repr(tokens).encode()) % (VOCABULARY - 1)
+
+    @property
+    def finished(self):
+        return len(self.tokens) == self.length
+
+    def mask(self):
+        return pickle.dumps((self._next(self.tokens), self.prompt + self.tokens))
+
+    def take(self, token):
+        assert token == self._next(self.tokens)
+        self.tokens.append(token)
+
+    def forced(self):
+        ahead = list(self.tokens)
+        for _ in range(min(self._next(ahead) % 9, self.length - len(ahead))):
+            ahead.append(self._next(ahead))
+        return ahead[len(self.tokens) :]
+
+    def whole(self):
+        tokens = []
+        while len(tokens) < self.length:
+            tokens.append(self._next(tokens))
+        return tokens
 
 
 class NoText:
@@ -91,7 +148,7 @@ class Serving:
 
     def __init__(
         self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1,
-        steps=1,
+        steps=1, halves=False,
     ):  # fmt: skip
         self.pool = PageAllocator(pages + 1, prefix_caching=caching)
         self.scheduler = Scheduler(
@@ -100,16 +157,17 @@ class Serving:
         )  # fmt: skip
         self.runner = FakeRunner(page_size, pages + 1)
         self.ahead = ahead
+        self.halves = halves
         self.unread = []
         self.updates = {}
         self.sequences = {}
 
-    def add(self, prompt, max_tokens=8, *, seed=0, ignore_eos=False, **params):
+    def add(self, prompt, max_tokens=8, *, seed=0, ignore_eos=False, constraint=None, **params):
         handle = RequestHandle(len(self.sequences) + 1)
         sequence = Sequence(
             handle=handle, params=GenerationParams(**params), tokens=list(prompt), prompt_length=len(prompt),
             max_tokens=max_tokens, end_tokens=frozenset() if ignore_eos else frozenset({END}), seed=(seed, 0),
-            decoder=NoText(), report=self.updates.setdefault(handle.id, []).append,
+            constraint=constraint, decoder=NoText(), report=self.updates.setdefault(handle.id, []).append,
         )  # fmt: skip
         self.sequences[handle.id] = sequence
         self.scheduler.add(sequence)
@@ -120,8 +178,17 @@ class Serving:
 
     def step(self):
         """Plan and dispatch, then read all but ``ahead`` steps; False if there was nothing to do."""
-        plan = self.scheduler.plan()
-        if plan is not None:
+        waits = self.scheduler.waits_for_tokens
+        halves = waits and self.halves and self.ahead > 0
+        while self.unread and waits and not halves:
+            self.scheduler.commit(self.unread.pop(0))
+        plan = self.scheduler.plan(masks_follow=halves)
+        if plan is not None and halves and plan.decode:
+            started = self.runner.start(plan)
+            while self.unread:
+                self.scheduler.commit(self.unread.pop(0))
+            self.unread.append(self.runner.finish(started, self.scheduler.masks()))
+        elif plan is not None:
             self.unread.append(self.runner.dispatch(plan))
         worked = bool(self.unread)
         while len(self.unread) > (self.ahead if plan is not None else 0):

@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from fake_model import END, Serving, alone, next_token
+from fake_model import END, ScriptedConstraint, Serving, alone, next_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +62,47 @@ def test_every_schedule_gives_the_tokens_of_a_lone_run(
         else:
             assert output.tokens == expected
             assert output.finish_reason is (FinishReason.Length if len(expected) == max_tokens else FinishReason.Stop)
+
+
+constrained_requests = st.tuples(
+    st.lists(st.integers(1, 2), min_size=1, max_size=20),
+    st.integers(1, 20),  # length of the answer
+    st.booleans(),  # is constrained
+    st.integers(0, 12),  # arrives at this step
+    st.one_of(st.none(), st.integers(0, 25)),  # is cancelled at this step
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.lists(constrained_requests, min_size=1, max_size=7), st.integers(0, 1), st.booleans(), st.integers(11, 24),
+    st.integers(1, 5), st.sampled_from([1, 1, 3]), st.integers(1, 20),
+)  # fmt: skip
+def test_constrained_answers_in_every_schedule(wanted, ahead, halves, pages, slots, steps, max_tokens):
+    """Each gets what its constraint allows, from masks that belong to its text; free neighbours notice nothing."""
+    serving = Serving(pages=pages, page_size=PAGE, slots=slots, ahead=ahead, halves=halves, steps=steps)
+    added = {}
+    step = 0
+    while len(added) < len(wanted) or not serving.scheduler.idle:
+        for index, (prompt, length, constrained, arrives, _) in enumerate(wanted):
+            if arrives == step:
+                constraint = ScriptedConstraint(prompt, length) if constrained else None
+                added[index] = serving.add(prompt, max_tokens, constraint=constraint)
+        for index, request in added.items():
+            if wanted[index][4] == step:
+                serving.cancel(request)
+        serving.step()
+        step += 1
+        assert step < 3000
+    assert serving.pool.available == serving.pool.capacity
+    for index, request in added.items():
+        prompt, length, constrained, _, cancelled = wanted[index]
+        whole = ScriptedConstraint(prompt, length).whole() if constrained else alone(prompt, max_tokens)
+        output = serving.output(request)
+        if output.finish_reason is FinishReason.Cancelled:
+            assert cancelled is not None and output.tokens == whole[: len(output.tokens)]
+        else:
+            assert output.tokens == whole[:max_tokens]
 
 
 def test_nothing_is_generated_past_max_tokens_or_after_the_end():
