@@ -45,7 +45,7 @@ def tool_calls(grammar: ToolCallGrammar, call: str, control_tokens: Mapping[str,
         return f"{rules}call: {begin} json {end}\nanswer: {calls} | TEXT?\n{text}\n"
     rest = marked(grammar.begin.removeprefix(trigger), control_tokens)
     # Where the trigger begins with a control token, text must not spell it either.
-    until, rules_until = _until(trigger, control_tokens)
+    until, rules_until = _until(trigger, control_tokens, "until", "TEXT")
     plain = f"TEXT: /(?s:.*)/ & ~/(?s:.*){literal(trigger)}(?s:.*)/"
     return (
         f"{rules}{rules_until}call: {until} {rest} json {end}\n"
@@ -55,13 +55,14 @@ def tool_calls(grammar: ToolCallGrammar, call: str, control_tokens: Mapping[str,
 
 def after_text(marker: str, control_tokens: Mapping[str, int]) -> str:
     """Rules whose ``before`` is any text up to and including the marker, with the line breaks that models put there."""
-    until, rules = _until(marker, control_tokens)
-    plain = f"TEXT: /(?s:.*)/ & ~/(?s:.*){literal(marker)}(?s:.*)/"
+    # names of its own: what follows may be free text with calls
+    until, rules = _until(marker, control_tokens, "until_marker", "BEFORE")
+    plain = f"BEFORE: /(?s:.*)/ & ~/(?s:.*){literal(marker)}(?s:.*)/"
     return f'{rules}before: {until} BREAKS\nBREAKS: /\\n{{0,2}}/\n{plain}\n'
 
 
-def _until(marker: str, control_tokens: Mapping[str, int]) -> tuple[str, str]:
-    """An expression for text up to and including the marker's first appearance, and its rules beside ``TEXT``."""
+def _until(marker: str, control_tokens: Mapping[str, int], rule: str, text: str) -> tuple[str, str]:
+    """An expression for text up to and including the marker's first appearance, and its rules beside ``text``."""
     if any(name in marker for name in control_tokens):
-        return f"TEXT {marked(marker, control_tokens)}", ""
-    return "until", f"until[lazy]: /(?s:.*){literal(marker)}/\n"
+        return f"{text} {marked(marker, control_tokens)}", ""
+    return rule, f"{rule}[lazy]: /(?s:.*){literal(marker)}/\n"

@@ -126,4 +126,6 @@ def test_answers_after_reasoning(takes, marker, tokenizer, compiler):
         assert not takes(grammar, text)
     assert takes(AfterText(marker, RegexGrammar("a/b+")), f"x{marker}a/bb")
     assert takes(AfterText(marker, hermes(at_least_one=True)), f"x{marker}\n{wrapped(CALL)}")
+    amid_text = AfterText(marker, hermes(at_least_one=False))
+    assert takes(amid_text, f"x{marker}\nSo be it. {wrapped(CALL)}") and takes(amid_text, f"x{marker}no call")
     assert len(allowed(compiler.compile(grammar).matcher(), tokenizer.vocab_size + 13)) > 100
