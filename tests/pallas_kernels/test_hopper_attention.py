@@ -332,7 +332,13 @@ def test_only_hopper_gpus_take_the_kernel(monkeypatch, capability, arrays, imple
     monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
     choice = choose_implementation(*arrays[:3])
     assert choice.implementation == implementation and reason in choice.reason
-    assert ("mosaic_gpu" in lower(arrays)) == (implementation == "hopper")
+
+
+@pytest.mark.parametrize(("capability", "taken"), [("9.0", True), ("8.0", False)])
+def test_what_is_chosen_is_what_is_compiled(monkeypatch, capability, taken):
+    gpu = SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
+    assert ("mosaic_gpu" in lower(abstract(64, 64, 4, quantized=True))) == taken
 
 
 def test_a_program_for_the_cpu_takes_xla_beside_a_hopper_gpu(monkeypatch):
