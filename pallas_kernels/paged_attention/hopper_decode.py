@@ -96,13 +96,7 @@ def decode(
 
 
 def plan(
-    lengths: Int[Array, "B"],
-    *,
-    page_size: int,
-    kv_heads: int,
-    window: int | None,
-    tokens: int,
-    config: HopperConfig,
+    lengths: Int[Array, "B"], *, page_size: int, kv_heads: int, window: int | None, tokens: int, config: HopperConfig
 ) -> tuple[Int[Array, "B"], Int[Array, "I 4"]]:
     """Cut the sequences into pieces of about equal length, each of some pipeline steps of ``tokens``.
 
@@ -149,9 +143,8 @@ def _attend_piece(
     """The kernel: one kv head of one piece."""
     head, piece = lax.axis_index("head"), lax.axis_index("piece")
     (S, H), height, quantized = pools[0].shape[2:], q_ref.shape[2], scales[0] is not None
-    stage = hopper.ring(
-        tiles, H, pools[0].dtype, scaled=quantized, arrivals=tiles.tokens // S * (2 if quantized else 1)
-    )  # fmt: skip
+    arrivals = tiles.tokens // S * (2 if quantized else 1)
+    stage = hopper.ring(tiles, H, pools[0].dtype, scaled=quantized, arrivals=arrivals)
     memory = _Memory(
         queries=hopper.swizzled((ROWS, H), q_ref.dtype),
         weights=hopper.swizzled((ROWS, tiles.tokens), q_ref.dtype),
@@ -198,11 +191,8 @@ def _walk(
         # past the end the last page comes again: masked, and the barriers always see one arrival a page
         return [tables_ref[row, jnp.minimum(first_page + step * (T // S) + i, last_page)] for i in range(T // S)]
 
-    def fetch_keys(slot: jax.Array | int, pages: list[jax.Array]) -> None:
-        hopper.fetch(pools[0], pool_scales[0], k, slot, pages, head)
-
-    def fetch_values(slot: jax.Array | int, pages: list[jax.Array]) -> None:
-        hopper.fetch(pools[1], pool_scales[1], v, slot, pages, head)
+    fetch_keys = partial(hopper.fetch, pools[0], pool_scales[0], k, head=head)
+    fetch_values = partial(hopper.fetch, pools[1], pool_scales[1], v, head=head)
 
     def step(index: jax.Array, carry: Carry) -> Carry:
         top, total, acc = carry
@@ -262,9 +252,7 @@ def _walk(
     return lax.fori_loop(0, steps, step, hopper.initial(H))
 
 
-def _merge_pieces(
-    ends_ref: Any, sinks_ref: Any, out_ref: Any, top_ref: Any, total_ref: Any, merged_ref: Any
-) -> None:  # fmt: skip
+def _merge_pieces(ends_ref: Any, sinks_ref: Any, out_ref: Any, top_ref: Any, total_ref: Any, merged_ref: Any) -> None:
     """The kernel that makes one softmax of a sequence's pieces: some columns of 64 rows, whichever head they are of."""
     row, rows = lax.axis_index("row"), pl.ds(lax.axis_index("tile") * ROWS, ROWS)
     columns = pl.ds(lax.axis_index("part") * MERGED_COLUMNS, MERGED_COLUMNS)

@@ -140,9 +140,8 @@ def _attend(
             )  # fmt: skip
 
         @pl.when(warpgroup == COMPUTE)
-        def _bring() -> None:
+        def _bring(bring: Any = _bring_stages if memory.stored is None else _bring_widened) -> None:
             plgpu.set_max_registers(copying, action="decrease")
-            bring = _bring_stages if memory.stored is None else _bring_widened
             bring(tables_ref, pools, scales, memory, span, tiles)
 
             @pl.loop(jnp.maximum(span.steps - tiles.stages, 0), span.steps)
@@ -193,7 +192,6 @@ def _compute_part(
         scales = None if k.scales is None else plgpu.load(k.scales.at[slot], layout=COLUMN_LAYOUT)
         dots = hopper.matmul(queries, k.pages.at[slot].T, meanwhile=turn)
         plgpu.barrier_arrive(memory.done[0].at[slot])
-
         tile, unit = hopper.logits(dots, scale=scale, soft_cap=soft_cap, scales=scales)
         seen = None
         if masked:
@@ -201,7 +199,6 @@ def _compute_part(
             behind = begin - span.begin - index * T + row - key
             seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         weights, shrink, top, total = hopper.soften(tile, unit, seen, top, total)
-
         plgpu.barrier_wait(v.ready.at[slot])
         if v.scales is not None:
             weights *= hopper.over_columns(plgpu.load(v.scales.at[slot], layout=COLUMN_LAYOUT), weights.shape)
@@ -213,8 +210,7 @@ def _compute_part(
         return top, total, acc
 
     @pl.when(valid > 0)
-    def _fetch_queries() -> None:
-        ready = memory.queries_ready.at[warpgroup]
+    def _fetch_queries(ready: Any = memory.queries_ready.at[warpgroup]) -> None:
         plgpu.copy_gmem_to_smem(q_ref.at[span.block, pl.ds(query, ROWS), head], queries, ready)
         plgpu.barrier_wait(ready)
 
@@ -227,10 +223,10 @@ def _compute_part(
 
     @pl.loop(steps, span.steps)
     def _let_pass(index: jax.Array) -> None:
-        # waits, too: arriving twice would free a stage that the other warpgroup still reads
+        slot = lax.rem(index, stages)
         for ring, done in zip(memory.stages, memory.done, strict=True):
-            plgpu.barrier_wait(ring.ready.at[lax.rem(index, stages)])
-            plgpu.barrier_arrive(done.at[lax.rem(index, stages)])
+            plgpu.barrier_wait(ring.ready.at[slot])  # or two arrivals would free a stage that the other still reads
+            plgpu.barrier_arrive(done.at[slot])
             turn()
 
     pl.when(warpgroup == 0)(turn)
@@ -248,9 +244,8 @@ def _compute_part(
         plgpu.wait_smem_to_gmem(0)
 
 
-def _bring_stages(tables_ref: Any, pools: Any, scales: Any, memory: _Memory, span: _Span, tiles: Tiles) -> None:
+def _bring_stages(tables_ref: Any, pools: Any, _: Any, memory: _Memory, span: _Span, tiles: Tiles) -> None:
     """Copy a bfloat16 cache to the stages."""
-    del scales
     values = memory.stages[1]
 
     def step(index: jax.Array, last: bool = False) -> None:
@@ -272,28 +267,27 @@ def _bring_stages(tables_ref: Any, pools: Any, scales: Any, memory: _Memory, spa
 
 def _bring_widened(tables_ref: Any, pools: Any, scales: Any, memory: _Memory, span: _Span, tiles: Tiles) -> None:
     """Copy a float8 cache to buffers of its own, and widen it from there to the stages."""
-    both = memory.stored or ()
+    rings = tuple(zip(memory.stored or (), memory.stages, strict=True))
     pages_of = partial(_pages, tables_ref, span, pools[0].shape[2], tiles)
 
     @pl.loop(0, jnp.minimum(span.steps, tiles.stages))
     def _fill(index: jax.Array) -> None:
         pages = pages_of(index)
-        for pool, pool_scales, stored in zip(pools, scales, both, strict=True):
-            hopper.fetch(pool, pool_scales, stored, index, pages, span.kv_head)
+        for i, (stored, _) in enumerate(rings):
+            hopper.fetch(pools[i], scales[i], stored, index, pages, span.kv_head)
 
     @pl.loop(0, span.steps)
     def _step(index: jax.Array) -> None:
         slot, pages = lax.rem(index, tiles.stages), pages_of(index + tiles.stages)
         used = span.end - span.begin - index * tiles.tokens
-        for i, (stored, ring) in enumerate(zip(both, memory.stages, strict=True)):
+        for i, (stored, ring) in enumerate(rings):
             pl.when(index >= tiles.stages)(partial(plgpu.barrier_wait, memory.done[i].at[slot]))
             plgpu.barrier_wait(stored.ready.at[slot])
             hopper.widen(stored.pages.at[slot], ring.pages.at[slot])
             if i == 1:
                 hopper.drop(ring.pages.at[slot], used)
             token = plgpu.broadcasted_iota(jnp.int32, (tiles.tokens,), 0, layout=COLUMN_LAYOUT)
-            numbers = plgpu.load(stored.scales.at[slot], layout=COLUMN_LAYOUT)
-            ring.scales[slot] = jnp.where(token < used, numbers, 0.0)
+            ring.scales[slot] = jnp.where(token < used, plgpu.load(stored.scales.at[slot], layout=COLUMN_LAYOUT), 0.0)
             plgpu.commit_smem()
             plgpu.barrier_arrive(ring.ready.at[slot])
             more = partial(hopper.fetch, pools[i], scales[i], stored, slot, pages, span.kv_head)
