@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it builds. PYTHON=... names the interpreter
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-jax-floor test-gpu lint pins bench bench-gpu clean
+.PHONY: help serve test test-jax-floor test-clients test-gpu lint pins bench bench-gpu clean
 
 BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
@@ -25,6 +25,11 @@ test-jax-floor:  ## run the kernels' tests and the engine's core on the oldest J
 	@deploy/venv.sh --floor server test
 	@.venv-floor/bin/python -m pytest $(FLOOR_TESTS) $(ARGS)
 
+test-clients:  ## openai, langchain, pydantic-ai, litellm, instructor and llm against real servers
+	@deploy/venv.sh server
+	@deploy/venv.sh --clients
+	@.venv-clients/bin/python -m pytest --confcutdir=tests/clients tests/clients $(ARGS)
+
 test-gpu:  ## on a machine with an NVIDIA GPU: kernels and engine, executed there
 	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m pytest --confcutdir=tests/gpu tests/gpu $(ARGS)
 
@@ -44,5 +49,5 @@ pins:  ## refresh the pinned versions in deploy/constraints.txt
 	@deploy/pins.sh
 
 clean:  ## remove .venv and what tools left
-	rm -rf .venv .venv-floor .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-floor .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Usage: deploy/venv.sh [--floor] EXTRA...
+#        deploy/venv.sh --clients
 # Makes .venv in the checkout hold the project with these extras; with --floor, makes .venv-floor hold it with the
-# versions in deploy/floor.txt. Its file built-from records what it was built from, extras what has been installed since.
+# versions in deploy/floor.txt; --clients makes .venv-clients hold what deploy/clients.txt lists,
+# without the project. Its file built-from records what it was built from, extras what has been installed since.
 # Nothing is done when both still fit. A change of the project or its pins, or a moved checkout, builds it anew.
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,8 +15,15 @@ if [ "${1:-}" = --floor ]; then
     venv=.venv-floor
     pins=.venv-floor/constraints.txt
 fi
+sources="pyproject.toml deploy/constraints.txt deploy/floor.txt deploy/venv.sh"
+if [ "${1:-}" = --clients ]; then
+    venv=.venv-clients
+    pins=deploy/clients.txt
+    sources="deploy/clients.txt deploy/venv.sh"
+fi
 
-described=$(pwd; cat pyproject.toml deploy/constraints.txt deploy/floor.txt deploy/venv.sh)
+# shellcheck disable=SC2086  # several words on purpose
+described=$(pwd; cat $sources)
 installed=" "
 if [ -f $venv/built-from ] && [ "$(cat $venv/built-from)" = "$described" ] && $venv/bin/python -c '' 2>/dev/null
 then
@@ -45,6 +54,12 @@ if [ "$installed" = " " ]; then
     if [ $venv = .venv-floor ]; then  # the floor's lines in place of the pins of the same packages
         grep -v "$(sed -n 's/^\([a-z-]*\)==.*/^\1==/p' deploy/floor.txt)" deploy/constraints.txt > $pins
         cat deploy/floor.txt >> $pins
+    fi
+    if [ $venv = .venv-clients ]; then
+        pip_install --requirement $pins
+        echo --clients > $venv/extras
+        printf '%s\n' "$described" > $venv/built-from
+        exit
     fi
     pip_install hatchling editables  # the build backend, pinned like the rest
     # The demo model. Its own dependencies include a C++ build that nothing here needs.

@@ -84,6 +84,15 @@ def test_the_floor_has_an_environment_of_its_own(checkout):
     assert {line for line in others if not line.startswith(("jax=", "jaxlib="))} <= set(pins)
 
 
+def test_the_clients_have_an_environment_without_the_project(checkout):
+    assert build(checkout, "--clients") == ["new", "deploy/clients.txt"]
+    assert build(checkout, "--clients") == []
+    with (checkout / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    assert build(checkout, "--clients") == []
+    assert build(checkout, "server") == [*NEW, ".[server]"]
+
+
 def test_the_floor_is_what_the_project_allows(checkout):
     floor = (checkout / "deploy" / "floor.txt").read_text()
     assert f"jax>={floor.split('jax==')[1].split()[0]}," in (checkout / "pyproject.toml").read_text()
