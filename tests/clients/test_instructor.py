@@ -1,7 +1,7 @@
 import instructor
 import openai
 import pytest
-from answers import ADA, Person, user
+from client_answers import ADA, Person, user
 from instructor.core import InstructorRetryException
 
 MODES = [

@@ -1,6 +1,6 @@
 import openai
 import pytest
-from answers import ADA, CAPITAL, GREETING, REPORT, Person, get_weather
+from client_answers import ADA, CAPITAL, GREETING, REPORT, Person, get_weather
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 

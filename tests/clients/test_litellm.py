@@ -2,7 +2,7 @@ import json
 
 import litellm
 import pytest
-from answers import ADA, CAPITAL, GREETING, REPORT, WEATHER_TOOL, Person, get_weather, user
+from client_answers import ADA, CAPITAL, GREETING, REPORT, WEATHER_TOOL, Person, get_weather, user
 
 
 def ask(served, *messages, model=None, complete=litellm.completion, **fields):

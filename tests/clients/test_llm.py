@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from answers import ADA, CAPITAL, GREETING, REPORT, Person
+from client_answers import ADA, CAPITAL, GREETING, REPORT, Person
 
 
 def write_models(folder, served):

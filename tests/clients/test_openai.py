@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from answers import ADA, CAPITAL, GREETING, REPORT, WEATHER_TOOL, Person, get_weather, user
+from client_answers import ADA, CAPITAL, GREETING, REPORT, WEATHER_TOOL, Person, get_weather, user
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 import pytest
-from answers import ADA, CAPITAL, GREETING, REPORT, Person, get_weather
+from client_answers import ADA, CAPITAL, GREETING, REPORT, Person, get_weather
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
