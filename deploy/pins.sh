@@ -13,7 +13,7 @@ if ! uv=$(command -v uv); then
 fi
 
 pins=$(printf 'hatchling\neditables\n' | "$uv" pip compile --quiet --universal --python-version 3.12 \
-    --extra server --extra structured --extra cuda --extra test --no-header --annotation-style line --upgrade pyproject.toml -)
+    --extra server --extra postgres --extra cuda --extra test --no-header --annotation-style line --upgrade pyproject.toml -)
 {
     echo "# Made by 'make pins'."
     echo "$pins"
