@@ -93,7 +93,10 @@ class StubEngine:
     def __init__(
         self, script=None, *, context=512, generation_defaults=None, max_queue_size=64, template=None, control_tokens=()
     ):
-        """``template`` is the source of a chat template; some of its markup may be ``control_tokens``."""
+        """``template`` is the source of a chat template; some of its markup may be ``control_tokens``.
+
+        A list of scripts is said in turn, one a request.
+        """
         self.script = script or Script()
         self.tokenizer = ByteTokenizer(control_tokens)
         self.chat_template = ChatTemplate(template, {}, self.tokenizer) if template else PlainTemplate()
@@ -169,16 +172,19 @@ class StubEngine:
             cancelled.set()
 
     def _run(self, prompt, params, handle, cancelled, mailbox):
-        data = self.tokenizer.encode(self.script.text, allow_special=True)
+        script = self.script
+        if isinstance(script, list):
+            script = script[(handle.id - 1) % len(script)]
+        data = self.tokenizer.encode(script.text, allow_special=True)
         room = self._context - len(prompt)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        tokens, text, reason = [], "", self.script.finish_reason
-        while len(tokens) < len(data) or self.script.forever:
-            if cancelled.wait(self.script.delay) if self.script.delay else cancelled.is_set():
+        tokens, text, reason = [], "", script.finish_reason
+        while len(tokens) < len(data) or script.forever:
+            if cancelled.wait(script.delay) if script.delay else cancelled.is_set():
                 reason = FinishReason.Cancelled
                 break
-            if len(tokens) == limit and not self.script.forever:
+            if len(tokens) == limit and not script.forever:
                 reason = FinishReason.Length
                 break
             token = data[len(tokens) % len(data)]

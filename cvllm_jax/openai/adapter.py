@@ -21,7 +21,7 @@ from cvllm_jax.openai.model_format import ModelFormat
 from cvllm_jax.openai.prompt import render_prompt
 from cvllm_jax.openai.reasoning import get_reasoning_parser
 from cvllm_jax.openai.sampling import SAMPLING_DEFAULT_NAMES, check_length, generation_params, request_error
-from cvllm_jax.openai.streaming import ChatCompletionStream, sync_chunks
+from cvllm_jax.openai.streaming import ChatCompletionStream, output_of, sync_chunks, sync_outputs
 from cvllm_jax.openai.tool_parsers import get_tool_parser
 from cvllm_jax.openai.tool_plan import plan_tools
 from cvllm_jax.openai.types import ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse
@@ -126,7 +126,10 @@ class OpenAIAdapter:
         prepared = self._prepare(request)
         streams = self._start_sync(prepared, request)
         try:
-            outputs = [stream.finish() for stream in streams]
+            if prepared.completion.plan.ends_with_call:
+                outputs = sync_outputs(prepared.completion, streams)
+            else:
+                outputs = [stream.finish() for stream in streams]
         finally:
             for stream in streams:
                 stream.cancel()
@@ -246,15 +249,20 @@ class OpenAIAdapter:
         return _Prepared(prompt=prompt, params=params, completion=completion, constraint=constraint)
 
     async def _generate_all(self, prepared: _Prepared) -> list[GenerationOutput]:
-        prompt, params = prepared.prompt, prepared.params
-        if len(params) == 1:
-            return [await self._engine.generate(prompt, params[0])]
+        if len(prepared.params) == 1:
+            return [await self._generate(prepared, prepared.params[0])]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._engine.generate(prompt, choice)) for choice in params]
+                tasks = [group.create_task(self._generate(prepared, choice)) for choice in prepared.params]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    async def _generate(self, prepared: _Prepared, choice: GenerationParams) -> GenerationOutput:
+        if not prepared.completion.plan.ends_with_call:  # nobody has to look at the text before it is whole
+            return await self._engine.generate(prepared.prompt, choice)
+        stream = self._engine.generate_stream(prepared.prompt, choice)
+        return await output_of(stream, prepared.completion.reader())
 
     def _start_sync(self, prepared: _Prepared, request: ChatCompletionRequest) -> list[SyncGenerationStream]:
         streams: list[SyncGenerationStream] = []

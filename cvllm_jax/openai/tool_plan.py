@@ -35,6 +35,11 @@ class ToolPlan:
         """Whether calls must be right as they are written, by a grammar."""
         return self.required or self.limited or any(tool.function.strict for tool in self.callable)
 
+    @property
+    def ends_with_call(self) -> bool:
+        """Whether the answer ends with its first call."""
+        return bool(self.callable) and not self.parallel
+
     def prompt_tools(self) -> list[dict[str, Any]] | None:
         """The tools as the chat template takes them: what says how to decode is none of its business."""
         tools = [tool.model_dump(exclude_none=True) for tool in self.shown]

@@ -8,6 +8,7 @@ CHATML = (Path(__file__).parents[2] / "cvllm_jax" / "testing" / "chatml.jinja").
 WEATHER = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Tokyo"}}\n</tool_call>'
 SCRIPT = [
     {"when": "sunny", "say": "Tokyo is sunny."},
+    {"when": "weather at length", "say": f"{WEATHER}\n{'and so on ' * 500}"},
     {"when": "weather in two", "say": f"<think>\nTwo.\n</think>\n\n{WEATHER}\n{WEATHER.replace('Tokyo', 'Rome')}"},
     {"when": "weather", "say": WEATHER},
     {"when": "thoughtful JSON", "say": '<think>\nWhere?\n</think>\n\n{"location": "Paris"}'},

@@ -15,6 +15,9 @@ __all__ = ["MessageStream", "message_stream"]
 class MessageStream(Protocol):
     """One answer being parsed while it arrives."""
 
+    @property
+    def calls_ended(self) -> int: ...
+
     def feed(self, delta: str) -> list[Event]: ...
 
     def finish(self) -> list[Event]: ...
@@ -22,6 +25,8 @@ class MessageStream(Protocol):
 
 class _Plain:
     """Text that nothing is looked for in."""
+
+    calls_ended = 0
 
     def feed(self, delta: str) -> list[Event]:
         return [ContentDelta(delta)] if delta else []
@@ -36,6 +41,10 @@ class _Stacked:
     def __init__(self, reasoning: ParserStream, tools: ParserStream) -> None:
         self._reasoning = reasoning
         self._tools = tools
+
+    @property
+    def calls_ended(self) -> int:
+        return self._tools.calls_ended
 
     def feed(self, delta: str) -> list[Event]:
         return self._pass(self._reasoning.feed(delta))

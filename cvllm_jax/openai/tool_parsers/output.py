@@ -33,6 +33,8 @@ class Output:
     def __init__(self, make_id: Callable[[], str] = tool_call_id) -> None:
         self._make_id = make_id
         self._events: list[Event] = []
+        self.calls_ended = 0
+        """Calls that are complete."""
         self._calls = 0
         self._written = False
         """Whether the last call has arguments yet."""
@@ -78,6 +80,7 @@ class Output:
         """The call is complete: without arguments it has none, which is written as an empty object."""
         if not self._written:
             self.arguments("{}")
+        self.calls_ended += 1
 
     def finish(self) -> None:
         """No more follows."""

@@ -23,6 +23,11 @@ class ParserStream:
         self._output = output
         self._steps: Steps[None] | None = steps
 
+    @property
+    def calls_ended(self) -> int:
+        """Calls that are complete so far, as nothing else tells until what follows them comes."""
+        return self._output.calls_ended
+
     def feed(self, delta: str) -> list[Event]:
         """What ``delta`` makes certain. Raises ValueError after :meth:`finish`."""
         if self._steps is None:
