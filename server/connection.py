@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -20,7 +20,7 @@ async def client_gone(receive: Receive) -> None:
         pass
 
 
-async def while_connected[T](work: Coroutine[Any, Any, T], receive: Receive, state: ServerState) -> T:
+async def while_connected[T](work: Awaitable[T], receive: Receive, state: ServerState) -> T:
     """Run ``work``; cancel it when the client disconnects or the server stops.
 
     Raises ClientDisconnect, or ApiError 503 when the server stops.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
 from cvllm_jax.errors import (
     CancelledError,
@@ -110,7 +110,12 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
 
 
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the log shows it
+
+
 exception_handlers = {
+    ClientDisconnect: _on_disconnect,
     HTTPException: _on_http_error,
     ApiError: _on_error,
     Error: _on_error,

@@ -4,34 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Protocol
 
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cvllm_jax.openai.chunk_stream import ChunkStream
 from server.connection import cancel_and_wait, client_gone
-from server.errors import as_api_error, error_body
+from server.errors import ApiError, as_api_error, error_body
 from server.state import ServerState, stopping_error
 
-__all__ = ["EventStream"]
+__all__ = ["EventStream", "Framing", "Items"]
+
+
+class Items(Protocol):
+    """What is streamed, and can be ended before its end."""
+
+    def __aiter__(self) -> AsyncIterator[BaseModel]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Framing:
+    """How one stream's items are written: as ``data:`` lines, an error as ``{"error": ...}``.
+
+    An API whose events have names or numbers derives its own.
+    """
+
+    def event(self, item: BaseModel) -> str:
+        return f"data: {item.model_dump_json()}\n\n"
+
+    def error(self, error: ApiError) -> str:
+        return f"data: {json.dumps(error_body(error))}\n\n"
 
 
 class EventStream(Response):
-    """The chunks of ``stream`` as ``data:`` lines, then ``data: [DONE]``.
+    """The items of ``stream`` as server-sent events, then ``data: [DONE]``.
 
     While nothing is sent for ``keep_alive_seconds`` it sends comments. When the client disconnects
     or the server stops, the stream is closed, which ends its request. What fails midway is sent as
-    an event ``{"error": ...}``: the status has been sent long before.
+    an event: the status has been sent long before.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: ChunkStream[Any], state: ServerState) -> None:
+    def __init__(self, stream: Items, state: ServerState, framing: Framing | None = None) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._stream = stream
         self._state = state
+        self._framing = framing or Framing()
         self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,9 +81,9 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            async for chunk in self._stream:
-                await self._write(send, f"data: {chunk.model_dump_json()}\n\n")
-                # Neither line above waits while chunks are at hand and the socket takes them: other
+            async for item in self._stream:
+                await self._write(send, self._framing.event(item))
+                # Neither line above waits while items are at hand and the socket takes them: other
                 # clients, and the news that this one is gone, get their turn here.
                 await asyncio.sleep(0)
         except OSError:
@@ -73,7 +96,7 @@ class EventStream(Response):
     async def _send_end(self, send: Send, error: Exception | None = None) -> None:
         text = "data: [DONE]\n\n"
         if error is not None:
-            text = f"data: {json.dumps(error_body(as_api_error(error)))}\n\n{text}"
+            text = self._framing.error(as_api_error(error)) + text
         await self._write(send, text, last=True)
 
     async def _write(self, send: Send, text: str, *, last: bool = False) -> None:

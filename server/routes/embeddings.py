@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from cvllm_jax.openai.embeddings_types import EmbeddingRequest
@@ -18,10 +18,7 @@ async def create_embeddings(request: Request) -> Response:
     """The vectors of one text or many."""
     state = state_of(request)
     adapter = state.adapter
-    try:
-        body = EmbeddingRequest.parse(await read_json_object(request, state.settings.max_body_bytes))
-        check_model(state, body.model, kind="encoder")
-        answer = await while_connected(adapter.embeddings(body), request.receive, state)
-        return Response(answer.model_dump_json(), media_type="application/json")
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it; the log shows it
+    body = EmbeddingRequest.parse(await read_json_object(request, state.settings.max_body_bytes))
+    check_model(state, body.model, kind="encoder")
+    answer = await while_connected(adapter.embeddings(body), request.receive, state)
+    return Response(answer.model_dump_json(), media_type="application/json")
