@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
 from cvllm_jax.checkpoints.safetensors_file import READABLE
+from cvllm_jax.closing import Closing
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
 
@@ -55,7 +55,7 @@ class _Weights(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Closing):
     """An opened checkpoint; weights stay on disk until their rows are read."""
 
     name: str
@@ -91,14 +91,6 @@ class Checkpoint:
 
     def close(self) -> None:
         self._weights.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None, progress: Progress | None = None) -> Checkpoint:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from cvllm_jax.checkpoints.gguf_header import GgufTensor, HeaderReader, require_gguf
 from cvllm_jax.checkpoints.mapped_file import map_file
+from cvllm_jax.closing import Closing
 from cvllm_jax.errors import ModelLoadError
 
 __all__ = ["GgufFile", "GgufTensor"]
@@ -25,7 +25,7 @@ __all__ = ["GgufFile", "GgufTensor"]
 _DEQUANTIZE_NUMBERS = 1 << 16
 
 
-class GgufFile:
+class GgufFile(Closing):
     """A mapped GGUF file.
 
     Raises:
@@ -92,14 +92,6 @@ class GgufFile:
             self._map.close()
         except BufferError:
             return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _dequantize(data: np.ndarray, kind: Any) -> np.ndarray:

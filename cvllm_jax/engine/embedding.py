@@ -8,8 +8,6 @@ import weakref
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +20,7 @@ from cvllm_jax.config import EngineConfig
 from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.embedding_queue import EmbeddingQueue
 from cvllm_jax.engine.encoder import EncoderRunner, embed_shapes
+from cvllm_jax.engine.lifetime import EngineLifetime
 from cvllm_jax.engine.loading import describe, find_family, open_model, place_weights, prepare_device
 from cvllm_jax.errors import ConfigError, GenerationError, shown
 from cvllm_jax.params import EngineStats, ModelInfo
@@ -41,7 +40,7 @@ class EmbeddingOutput:
     """Tokens of all texts, with those that begin and end each."""
 
 
-class EmbeddingEngine:
+class EmbeddingEngine(EngineLifetime):
     """Loads an encoder and embeds texts with it; many callers may use one engine at once.
 
     Texts of different callers run together, up to ``max_batch_size`` of them and ``prefill_chunk_size`` tokens a step.
@@ -78,33 +77,6 @@ class EmbeddingEngine:
             self.runner.warm_up(config.progress)
         self._queue = EmbeddingQueue(self.runner, config.max_queue_size)
         self._finalizer = weakref.finalize(self, self._queue.close)
-
-    @classmethod
-    async def new(cls, config: EngineConfig) -> Self:
-        """Load in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(cls, config)
-
-    @classmethod
-    def new_sync(cls, config: EngineConfig) -> Self:
-        return cls(config)
-
-    def close(self) -> None:
-        """Cancel what waits and free the model's memory. The engine cannot be used afterwards."""
-        self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text with the tokens that the model's files put around it."""

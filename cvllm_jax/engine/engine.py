@@ -12,11 +12,11 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from cvllm_jax.config import ConfigSettings, EngineConfig
 from cvllm_jax.engine.constraint import GrammarConstraint
+from cvllm_jax.engine.lifetime import EngineLifetime
 from cvllm_jax.engine.loading import load
 from cvllm_jax.engine.loop import Driver, EngineLoop
 from cvllm_jax.engine.pages import PageAllocator
@@ -47,7 +47,7 @@ __all__ = ["InferenceEngine", "InferenceEngineBuilder"]
 _ids = itertools.count(1)  # of all engines, so that a handle cannot name another engine's request
 
 
-class InferenceEngine:
+class InferenceEngine(EngineLifetime):
     """Loads a model and generates with it; many callers may use one engine at once.
 
     ``InferenceEngine(config)`` and ``new_sync`` block while the model loads; ``await InferenceEngine.new(config)``
@@ -81,41 +81,9 @@ class InferenceEngine:
         self._totals = _Totals()
         self._finalizer = weakref.finalize(self, self._loop.close)
 
-    # --- making and ending ---
-
     @staticmethod
     def builder() -> InferenceEngineBuilder:
         return InferenceEngineBuilder()
-
-    @classmethod
-    async def new(cls, config: EngineConfig) -> Self:
-        """Load in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(cls, config)
-
-    @classmethod
-    def new_sync(cls, config: EngineConfig) -> Self:
-        return cls(config)
-
-    load = new
-    load_sync = new_sync
-
-    def close(self) -> None:
-        """Cancel what runs and free the model's memory. The engine cannot be used afterwards."""
-        self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
 
     # --- text ---
 

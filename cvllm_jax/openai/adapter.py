@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from cvllm_jax.closing import AsyncClosing
 from cvllm_jax.errors import ConfigError, EngineStoppedError, GenerationError, QueueFullError
 from cvllm_jax.grammar import GrammarError
 from cvllm_jax.openai.chunks import Completion, system_fingerprint
@@ -75,7 +75,7 @@ def model_sampling_defaults(engine: AnyEngine) -> dict[str, Any]:
     return defaults
 
 
-class OpenAIAdapter:
+class OpenAIAdapter(AsyncClosing):
     """Answers OpenAI-style requests with an engine.
 
     One adapter serves any number of concurrent callers, from any thread or task. The request's
@@ -193,22 +193,6 @@ class OpenAIAdapter:
     def close(self) -> None:
         """Close the engine too."""
         self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
 
     def _prepare(self, request: ChatCompletionRequest) -> _Prepared:
         """Everything about a request that can be refused before the engine sees it."""
