@@ -18,7 +18,7 @@ from cvllm_jax.openai.constraints import Constraint, constrain
 from cvllm_jax.openai.embeddings import create_embeddings, create_embeddings_sync
 from cvllm_jax.openai.embeddings_types import EmbeddingRequest, EmbeddingResponse
 from cvllm_jax.openai.model_format import ModelFormat
-from cvllm_jax.openai.prompt import render_prompt
+from cvllm_jax.openai.prompt import check_tool_turns, render_prompt
 from cvllm_jax.openai.reasoning import get_reasoning_parser
 from cvllm_jax.openai.sampling import SAMPLING_DEFAULT_NAMES, check_length, generation_params, request_error
 from cvllm_jax.openai.streaming import ChatCompletionStream, output_of, sync_chunks, sync_outputs
@@ -198,6 +198,7 @@ class OpenAIAdapter(AsyncClosing):
         """Everything about a request that can be refused before the engine sees it."""
         log_unknown_names(request.model_extra or ())
         refuse_unsupported(request)
+        check_tool_turns(request.messages)
         plan = plan_tools(request, self._format)
         info = self._engine.model_info()
         prompt = render_prompt(self._engine.chat_template, request, plan.prompt_tools())

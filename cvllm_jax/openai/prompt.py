@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cvllm_jax.errors import TokenizationError
@@ -12,7 +12,7 @@ from cvllm_jax.openai.types import ChatCompletionRequest, ContentPart, Message
 if TYPE_CHECKING:
     from cvllm_jax.text import ChatTemplate
 
-__all__ = ["render_prompt", "template_messages"]
+__all__ = ["check_tool_turns", "render_prompt", "template_messages"]
 
 
 def render_prompt(
@@ -52,36 +52,52 @@ def render_prompt(
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as plain objects whose content is one string, checked role by role."""
-    made = []
+    """Messages as plain objects whose content is one string."""
+    return [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def check_tool_turns(messages: list[Message]) -> None:
+    """Refuse calls that the messages right after them do not all answer, and tools' messages that answer none."""
     calls: set[str] = set()
+    unanswered: dict[str, None] = {}  # a set that keeps the order
     for index, message in enumerate(messages):
-        made.append(_template_message(message, f"messages[{index}]"))
-        if message.role == "assistant":
-            calls = {call.id for call in message.tool_calls or ()}
-        elif message.role == "tool":
-            _check_answer(message, calls, f"messages[{index}]")
-    return made
+        # Here, and in the sentences, what OpenAI's API says to the letter: clients look for it.
+        param = f"messages.[{index}]"
+        if message.role != "tool":
+            if unanswered:
+                raise _unanswered(unanswered, f"{param}.role")
+            made = (message.tool_calls or ()) if message.role == "assistant" else ()
+            unanswered = dict.fromkeys(call.id for call in made)
+            calls = set(unanswered)
+        elif not message.tool_call_id:
+            raise _missing(f"messages[{index}].tool_call_id")
+        elif not calls:
+            raise RequestError(
+                "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with "
+                "'tool_calls'.",
+                param=f"{param}.role",
+            )
+        elif message.tool_call_id not in calls:
+            raise RequestError(
+                f"Invalid parameter: 'tool_call_id' of '{message.tool_call_id[:100]}' not found in 'tool_calls' of "
+                "previous message.",
+                param=f"{param}.tool_call_id",
+            )
+        else:
+            unanswered.pop(message.tool_call_id, None)
+    if unanswered:
+        raise _unanswered(unanswered, "messages")
 
 
-def _check_answer(message: Message, calls: Container[str], param: str) -> None:
-    """Refuse a tool's message that answers none of the ``calls`` before it."""
-    if not calls:
-        raise RequestError(
-            "Invalid parameter: messages with role 'tool' must be a response to a preceding message with 'tool_calls'.",
-            param=f"{param}.role",
-        )
-    if message.tool_call_id not in calls:
-        raise RequestError(
-            f"Invalid parameter: 'tool_call_id' of '{str(message.tool_call_id)[:100]}' not found in 'tool_calls' of "
-            "previous message.",
-            param=f"{param}.tool_call_id",
-        )
+def _unanswered(calls: Iterable[str], param: str) -> RequestError:
+    return RequestError(
+        "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
+        f"The following tool_call_ids did not have response messages: {', '.join(calls)[:1000]}",
+        param=param,
+    )
 
 
 def _template_message(message: Message, param: str) -> dict[str, Any]:
-    if message.role == "tool" and not message.tool_call_id:
-        raise _missing(f"{param}.tool_call_id")
     if message.content is None and not (message.role == "assistant" and (message.tool_calls or message.refusal)):
         raise _missing(f"{param}.content")
     plain = message.model_dump(exclude_none=True)

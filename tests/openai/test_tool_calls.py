@@ -185,15 +185,43 @@ REFUSED = [
          "tool_choice": ToolChoice.mode("required")},
         "tools[0].function.parameters", "nested more than",
     ),
-    (
-        {"messages": [Message.user("x"), Message.tool("c1", "x")]},
-        "messages[1].role", "must be a response to a preceding message with 'tool_calls'",
-    ),
-    (
-        {"messages": [Message.user("x"), ASSISTANT, Message.tool("c2", "x")]},
-        "messages[2].tool_call_id", "'c2' not found in 'tool_calls'",
-    ),
 ]  # fmt: skip
+
+#: As OpenAI says it, "preceeding" included.
+ORPHAN = "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
+UNANSWERED = (
+    "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
+    "The following tool_call_ids did not have response messages: "
+)
+USER, ANSWER = Message.user("x"), Message.tool("c1", "x")
+TWICE = Message.assistant_with_tool_calls([CALL, {**CALL, "id": "c2"}])
+TURNS_REFUSED = [
+    ([USER, ANSWER], "messages.[1].role", ORPHAN),
+    ([USER, ASSISTANT, ANSWER, USER, ANSWER], "messages.[4].role", ORPHAN),
+    (
+        [USER, ASSISTANT, Message.tool("c2", "x")], "messages.[2].tool_call_id",
+        "Invalid parameter: 'tool_call_id' of 'c2' not found in 'tool_calls' of previous message.",
+    ),
+    ([USER, ASSISTANT], "messages", f"{UNANSWERED}c1"),
+    ([USER, TWICE], "messages", f"{UNANSWERED}c1, c2"),
+    ([USER, TWICE, ANSWER], "messages", f"{UNANSWERED}c2"),
+    ([USER, TWICE, ANSWER, USER], "messages.[3].role", f"{UNANSWERED}c2"),
+    ([USER, ASSISTANT, ASSISTANT, ANSWER], "messages.[2].role", f"{UNANSWERED}c1"),
+    ([USER, ASSISTANT, USER, ANSWER], "messages.[2].role", f"{UNANSWERED}c1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "param", "text"), TURNS_REFUSED)
+def test_every_call_is_answered_before_anything_else(make_stub, messages, param, text):
+    with pytest.raises(RequestError) as caught:
+        OpenAIAdapter(make_stub(Script())).chat_completion_sync(request(messages=messages))
+    assert (str(caught.value), caught.value.param, caught.value.code) == (text, param, None)
+
+
+def test_calls_are_answered_in_any_order(make_stub):
+    turn = [TWICE, Message.tool("c2", "y"), ANSWER]
+    adapter = OpenAIAdapter(make_stub(Script()))
+    assert adapter.chat_completion_sync(request(messages=[USER, *turn, Message.assistant("so"), USER, *turn])).choices
 
 
 @pytest.mark.parametrize(("fields", "param", "words"), REFUSED)

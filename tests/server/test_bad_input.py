@@ -105,7 +105,7 @@ def test_unknown_models(server):
         ({"tools": [{"function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
         ({"tool_choice": "required"}, "tool_choice", None),
         ({"tools": [{"function": {"name": "f"}}] * 2}, "tools[1].function.name", "invalid_value"),
-        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages[0].role", None),
+        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages.[0].role", None),
         ({"top_logprobs": 2}, "top_logprobs", None),
         ({"n": 129}, "n", "integer_above_max_value"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "invalid_parameter_combination"),

@@ -161,7 +161,7 @@ def test_the_openai_client_gets_calls(caller):
     assert client.chat.completions.create(model="org/stub", messages=turns, tools=TOOLS).choices
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="org/stub", messages=turns[-1:], tools=TOOLS)
-    assert caught.value.param == "messages[0].role"
+    assert caught.value.param == "messages.[0].role"
 
 
 def test_parsers_are_a_setting():
