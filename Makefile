@@ -45,7 +45,7 @@ bench:  ## compare with transformers on this machine; needs REFERENCE_PYTHON=...
 bench-gpu:  ## on a machine with an NVIDIA GPU: everything that is measured there, in one table (bench/README.md)
 	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m bench.gpu $(ARGS)
 
-pins:  ## refresh the pinned versions in deploy/constraints.txt
+pins:  ## refresh the pinned versions in deploy/constraints.txt and deploy/clients.txt
 	@deploy/pins.sh
 
 clean:  ## remove .venv and what tools left

