@@ -120,7 +120,11 @@ class CallRound:
                     self.open_calls.append(call)
                     self.asks |= decision is Approval.ASK
                     continue
-                outcome = decision if isinstance(decision, ToolOutcome) else await running[index]
+                if isinstance(decision, ToolOutcome):
+                    outcome = decision
+                else:  # awaited itself, a task that ignores its cancellation would make this one ignore it, too
+                    await asyncio.wait([running[index]])
+                    outcome = running[index].result()
                 self.messages.append(Message.tool_with_name(call.id, outcome.text, call.function.name))
                 yield ToolEnded(call, outcome)
         finally:

@@ -271,8 +271,8 @@ def test_leaving_amid_a_tool_waits_for_its_end(adapter, how):
     both, left = asyncio.Barrier(3), []
 
     async def waits(call):
-        await both.wait()
         try:
+            await both.wait()
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0.02)
