@@ -9,6 +9,7 @@ from typing import Literal
 from cvllm_jax.errors import McpToolExecutionError
 from cvllm_jax.openai.adapter import OpenAIAdapter
 from cvllm_jax.openai.errors import RequestError
+from cvllm_jax.openai.streaming import ChatCompletionStream
 from cvllm_jax.openai.types import (
     AllowedTools,
     ChatCompletionRequest,
@@ -67,10 +68,16 @@ async def run_agent(adapter: OpenAIAdapter, task: AgentTask) -> AsyncGenerator[A
             yield AgentEnded(ending=AgentEnding.MAX_TURNS, messages=added, usage=usage)
             return
         turn += 1
-        request = _request(task, added, first=turn == 1, exhausted=runner.exhausted)
-        yield TurnStarted(turn)
+        room = None
+        if task.max_output_tokens is not None:
+            room = task.max_output_tokens - (usage.completion_tokens if usage is not None else 0)
+            if room <= 0:
+                yield AgentEnded(ending=AgentEnding.CUT, messages=added, usage=usage)
+                return
+        request = _request(task, added, first=turn == 1, exhausted=runner.exhausted, room=room)
         reader = TurnReader()
-        async with adapter.chat_completion_stream(request) as chunks:
+        async with await _asked(adapter, request, room) as chunks:
+            yield TurnStarted(turn)
             async for chunk in chunks:
                 for piece in reader.feed(chunk):
                     yield piece
@@ -85,16 +92,31 @@ async def run_agent(adapter: OpenAIAdapter, task: AgentTask) -> AsyncGenerator[A
             return
 
 
-def _request(task: AgentTask, added: Sequence[Message], *, first: bool, exhausted: bool) -> ChatCompletionRequest:
-    """What the model is asked in one turn."""
+async def _asked(adapter: OpenAIAdapter, request: ChatCompletionRequest, room: int | None) -> ChatCompletionStream:
+    """The answer on its way. ``room`` is a limit and no demand: where less fits, the context ends the answer."""
+    try:
+        return await adapter.chat_completion_stream(request)
+    except RequestError as error:
+        limit = request.max_completion_tokens
+        if limit is None or limit != room or error.param != "max_completion_tokens":
+            raise
+    return await adapter.chat_completion_stream(request.model_copy(update={"max_completion_tokens": None}))
+
+
+def _request(
+    task: AgentTask, added: Sequence[Message], *, first: bool, exhausted: bool, room: int | None
+) -> ChatCompletionRequest:
+    """What the model is asked in one turn, whose answer may have ``room`` tokens."""
     tools = [tool for tool in task.tools if not (exhausted and tool.run is not None)]
     if tools or not task.tools:
         as_asked = first and task.callable is None
         choice = task.chat.tool_choice if as_asked else _tool_choice(task, [tool.name for tool in tools], first=first)
     else:  # shown all the same: the prompt stays as it was, and so does what is cached of it
         tools, choice = list(task.tools), ToolChoice.mode("none")
+    most = task.chat.max_completion_tokens
     return task.chat.model_copy(
         update={
+            "max_completion_tokens": most if room is None else room if most is None else min(most, room),
             "messages": [*task.chat.messages, *added],
             "tools": [tool.definition for tool in tools] or None,
             "tool_choice": choice,

@@ -93,6 +93,8 @@ class AgentTask:
     """Calls of the last assistant message that run before the first turn, whatever the policy says."""
     max_turns: int | None = None
     """Answers of the model, at most; None: no limit."""
+    max_output_tokens: int | None = None
+    """Tokens of all answers together, at most: the answer that reaches the limit is cut."""
     max_tool_calls: int | None = None
     """Calls that the agent runs, at most. Afterwards the tools that it runs may not be called any more."""
     approval: ApprovalPolicy | None = None
@@ -105,7 +107,7 @@ class AgentTask:
 
 @dataclass(frozen=True, slots=True)
 class TurnStarted:
-    """The model is asked. ``turn`` counts from 1."""
+    """The model is asked, and what can be refused was not. ``turn`` counts from 1."""
 
     turn: int
 
@@ -174,7 +176,7 @@ class AgentEnding(Enum):
 
     ANSWERED = "answered"
     CUT = "cut"
-    """The model's answer reached its length limit."""
+    """The model's answer reached a length limit."""
     CALLS = "calls"
     """There are calls that whoever asked has to run; those that the agent runs have run."""
     APPROVAL = "approval"

@@ -324,3 +324,13 @@ def test_a_broken_tool_ends_the_agent_and_its_neighbours(adapter):
 
     run(scenario())
     assert len(left) == 1
+
+
+def test_one_limit_for_the_tokens_of_all_turns(adapter):
+    used = work(adapter, task("add 2 and 3"))[-1].usage.completion_tokens
+    cut = work(adapter, task("add 2 and 3", max_output_tokens=used - 3))[-1]
+    assert (cut.ending, cut.usage.completion_tokens) == (AgentEnding.CUT, used - 3)
+    none_left = work(adapter, task("add 2 and 3", max_output_tokens=1))[-1]
+    assert (none_left.ending, none_left.usage.completion_tokens) == (AgentEnding.CUT, 1)
+    larger = work(adapter, task("add 2 and 3", max_output_tokens=10**6))[-1]  # a limit and no demand
+    assert larger.ending is AgentEnding.ANSWERED
