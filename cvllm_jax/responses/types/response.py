@@ -128,9 +128,9 @@ class Response(BaseModel):
         cls,
         request: ResponseRequest,
         *,
-        id: str,
+        id: str,  # noqa: A002
         created_at: int,
-        **fields: Any,  # noqa: A002
+        **fields: Any,
     ) -> Self:
         """The response to ``request``, without an output yet. ``fields`` go before what the request says."""
         said = {name: value for name in _ECHOED if (value := getattr(request, name)) is not None}
