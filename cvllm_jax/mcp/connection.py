@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from httpx2 import SSEError
 from mcp import Client, MCPError
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
@@ -30,6 +31,9 @@ logging.getLogger("mcp").addHandler(logging.NullHandler())
 
 #: In the place of HTTP errors without a JSON-RPC message.
 _SDK_STAND_INS = frozenset({"Not Found", "Session terminated", "Server returned an error response"})
+
+#: The SDK reports the end of a connection before its cause.
+_CAUSE_SECS = 1.0
 
 _CLOSE_SECS = 8.0
 
@@ -110,6 +114,8 @@ class Connection:
         try:
             return call.result()
         except MCPError as error:
+            if error.code == CONNECTION_CLOSED and exchange.cause is None:
+                await asyncio.wait({self._lost}, timeout=_CAUSE_SECS)
             raise self._failure(error, exchange) from error
         except ValidationError as error:
             raise AnsweredError("its answer is no valid MCP result") from error
@@ -119,7 +125,8 @@ class Connection:
         if exchange.failure is not None:
             return NoAnswerError(exchange.failure, refused=exchange.refused)
         if error.code == CONNECTION_CLOSED:
-            return NoAnswerError("it closed the connection before it answered", refused=exchange.refused)
+            cause = self._lost.result() if self._lost.done() else "it closed the connection before it answered"
+            return NoAnswerError(cause, refused=exchange.refused)
         if error.code == PARSE_ERROR:
             return NoAnswerError("its answer is no JSON-RPC message", refused=False)
         # 400 is how many servers answer to a session that they no longer know
@@ -224,6 +231,8 @@ class Connection:
             return self._exchange.cause
         if isinstance(error, TimeoutError):
             return f"it did not answer within {self._config.timeout_secs:g} seconds"
+        if isinstance(error, SSEError):
+            return "its answer is larger than 1 MiB, the most that is read over SSE, or no event stream"
         if isinstance(error, OSError):
             return f"it cannot be started: {error.strerror or type(error).__name__}"
         if isinstance(error, ValidationError):

@@ -69,12 +69,19 @@ def mcp_field(value: Any, name: str) -> Any:
 
 
 def mcp_result_text(result: Any) -> str:
-    """A tool's result as text: its blocks, one a line, or its structured content where it has no blocks."""
+    """A tool's result as text: its blocks, one a line, or its structured content where it has no blocks.
+
+    That of a tool that ran into an error begins with "Error: ", which a model would not know otherwise.
+    """
     blocks = mcp_field(result, "content") or ()
     structured = mcp_field(result, "structured_content")
     if not blocks and structured is not None:
-        return json.dumps(structured, ensure_ascii=False)
-    return "\n".join(map(_block_text, blocks))
+        text = json.dumps(structured, ensure_ascii=False)
+    else:
+        text = "\n".join(map(_block_text, blocks))
+    if mcp_field(result, "is_error"):
+        return f"Error: {text or 'the tool does not say which'}"
+    return text
 
 
 def _block_text(block: Any) -> str:
