@@ -161,6 +161,8 @@ class _StopSequence(FinishReason):
 @dataclass(frozen=True, slots=True)
 class _FinishError(FinishReason):
     message: str
+    error: Exception | None = field(default=None, compare=False)
+    """What was raised, where that is more than the message."""
 
     def __repr__(self) -> str:
         return f"FinishReason.Error({self.message!r})"

@@ -114,7 +114,9 @@ class InferenceEngine(EngineLifetime):
 
                 self.runner.prepare_halves()
                 self._grammars = GrammarCompiler(self.tokenizer, self._info.eos_token_ids, self._info.vocab_size)
-        return self._grammars.compile(grammar)
+        compiled = self._grammars.compile(grammar)
+        compiled.prepare()
+        return compiled
 
     # --- generation ---
 

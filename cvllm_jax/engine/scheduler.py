@@ -208,7 +208,7 @@ class Scheduler:
         try:
             sequence.mask = sequence.constraint.mask()
         except Error as error:
-            self._finish(sequence, FinishReason.Error(str(error)), error)
+            self._finish(sequence, FinishReason.Error(str(error), error), error)
             return False
         return True
 
@@ -297,7 +297,7 @@ class Scheduler:
         except Exception as error:  # a token that the tokenizer cannot turn into text ends its own request only
             if not isinstance(error, Error):
                 log.exception("request %d fails: its tokens have no text", sequence.handle.id)
-            self._finish(sequence, FinishReason.Error(str(error)), error)
+            self._finish(sequence, FinishReason.Error(str(error), error), error)
             return False
         if reason is not None:
             self._finish(sequence, reason)
@@ -310,7 +310,7 @@ class Scheduler:
         try:
             forced = sequence.forced()
         except Error as error:
-            self._finish(sequence, FinishReason.Error(str(error)), error)
+            self._finish(sequence, FinishReason.Error(str(error), error), error)
             return True
         if len(forced) < FEWEST_FORCED:
             return False
@@ -329,7 +329,7 @@ class Scheduler:
         self._in_flight.clear()
         for sequence in dict.fromkeys((*failed[0], *failed[2])):
             if sequence is not None and sequence.state is not State.FINISHED:
-                self._finish(sequence, FinishReason.Error(str(error)), error)
+                self._finish(sequence, FinishReason.Error(str(error), error), error)
         for sequence in self.waiting:
             sequence.pending = 0
         for sequence in list(self.running):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
@@ -19,17 +20,23 @@ __all__ = ["CompiledGrammar", "Matcher"]
 # Why a grammar stops that has been followed to its end. Any other reason is a limit or a fault.
 _ENDS = frozenset({"NotStopped", "NoExtension", "NoExtensionBias", "EndOfSentence"})
 
+# What an answer may take to go on with a new automaton: every other answer waits for its mask meanwhile.
+RENEWAL_SECONDS = 0.1
+
 
 class CompiledGrammar:
     """A grammar ready for use by any number of answers at once.
 
     Its answers share an automaton, which grows as they are written. When it has reached its limit it stays there, so
-    an answer that meets the limit goes on with a new one.
+    an answer that meets the limit goes on with a new one, unless that takes longer than ``RENEWAL_SECONDS``: it ends
+    then, and :meth:`prepare` makes the new one for the next answers.
     """
 
     def __init__(self, build: Callable[[], LLMatcher], vocabulary_size: int, end_tokens: frozenset[int]) -> None:
         self._build = build
+        began = time.monotonic()
         self._state: LLMatcher | None = build()
+        self.build_seconds = time.monotonic() - began
         self._generation = 0
         self._lock = threading.Lock()
         self.vocabulary_size = vocabulary_size
@@ -38,6 +45,12 @@ class CompiledGrammar:
     def matcher(self) -> Matcher:
         """The state of a new answer."""
         return Matcher(self)
+
+    def prepare(self) -> None:
+        """Have an automaton for new answers. It takes as long as compiling where the last one has reached its limit."""
+        with self._lock:
+            if self._state is None:
+                self._state = self._build()
 
     def start(self) -> tuple[LLMatcher, int]:
         """A state at the beginning, and the generation of its automaton."""
@@ -156,9 +169,14 @@ class Matcher:
 
     def _renew(self) -> None:
         """Come to the same state with another automaton: this one has reached its limit, perhaps by other answers."""
+        if self._grammar.build_seconds > RENEWAL_SECONDS:
+            self._check()
         self._state, self._generation = self._grammar.start()
         out = np.zeros(self._words, np.uint32)
+        deadline = time.monotonic() + RENEWAL_SECONDS
         for token in self._tokens:
             self._fill(out)
             self._state.try_consume_tokens([token])
+            if time.monotonic() > deadline:
+                raise GrammarError("the grammar cannot be followed further: the answer is too long to begin it anew")
         self._check()

@@ -162,6 +162,16 @@ class OpenAIAdapter(AsyncClosing):
         prepared = self._prepare(request)
         return sync_chunks(prepared.completion, self._start_sync(prepared, request))
 
+    async def prompt_tokens(self, request: ChatCompletionRequest) -> int:
+        """How many tokens the prompt of a conversation has, with the tools that the model would see."""
+        return await asyncio.to_thread(self.prompt_tokens_sync, request)
+
+    def prompt_tokens_sync(self, request: ChatCompletionRequest) -> int:
+        """:meth:`prompt_tokens` for callers without an event loop."""
+        refuse_unsupported(request)
+        plan = plan_tools(request, self._format)
+        return len(render_prompt(self._engine.chat_template, request, plan.prompt_tools()))
+
     async def completion(self, request: CompletionRequest) -> CompletionResponse:
         """Go on with a text, or several. Cancelling the awaiting task ends the request and frees its pages."""
         return await self._completions.create(request)
@@ -226,6 +236,7 @@ class OpenAIAdapter(AsyncClosing):
             fingerprint=self._fingerprint,
             format=self._format,
             plan=plan,
+            constraint=constraint,
             prompt_end=prompt_end,
             skip_special_tokens=skip_special_tokens,
             logprobs=bool(request.logprobs),

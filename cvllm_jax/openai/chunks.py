@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from cvllm_jax import __version__
 from cvllm_jax.errors import CancelledError, OtherError
+from cvllm_jax.grammar import GrammarError
 from cvllm_jax.openai.answers import AnswerReader
+from cvllm_jax.openai.constraints import Constraint
 from cvllm_jax.openai.errors import GenerationFailedError
 from cvllm_jax.openai.model_format import ModelFormat
 from cvllm_jax.openai.tool_parsers import (
@@ -60,6 +62,7 @@ class Completion:
     fingerprint: str
     format: ModelFormat
     plan: ToolPlan
+    constraint: Constraint | None = None
     prompt_end: str = ""
     """The last tokens of the prompt as text."""
     skip_special_tokens: bool = True
@@ -74,7 +77,7 @@ class Completion:
         return AnswerReader(stream, parallel=self.plan.parallel)
 
     def response(self, outputs: Sequence[GenerationOutput]) -> ChatCompletionResponse:
-        """The whole answer. Raises GenerationFailedError if the engine could not finish it."""
+        """The whole answer. Raises as :meth:`last_chunks`."""
         readers = [self.reader() for _ in outputs]
         return ChatCompletionResponse(
             id=self.id,
@@ -104,8 +107,11 @@ class Completion:
             logprobs = None
 
     def last_chunks(self, index: int, output: GenerationOutput, reader: AnswerReader) -> Iterator[ChatCompletionChunk]:
-        """What was held back, and the finish reason. Raises GenerationFailedError if the engine did not finish."""
-        finish_reason_name(output)
+        """What was held back, and the finish reason.
+
+        Raises GenerationFailedError if the engine did not finish, RequestError if the request's grammar was too much.
+        """
+        self._engine_reason(output)
         for event in reader.finish():
             yield self._chunk(index, _delta(event))
         yield self._chunk(index, ChoiceDelta(), finish_reason=self._finish_reason(output, reader))
@@ -182,7 +188,15 @@ class Completion:
         """A call that the request names ends with "stop", as at OpenAI: the model had no choice."""
         if reader.has_calls and not self.plan.named and output.finish_reason == FinishReason.Stop:
             return "tool_calls"
-        return finish_reason_name(output)
+        return self._engine_reason(output)
+
+    def _engine_reason(self, output: GenerationOutput) -> FinishReasonName:
+        try:
+            return finish_reason_name(output)
+        except GrammarError as error:
+            if self.constraint is None:
+                raise
+            raise self.constraint.refusal(error) from error
 
     def _logprob(self, token: int, logprob: float, top: Sequence[TopLogprob] | None) -> TokenLogprob:
         text, data = self._token_text(token)
@@ -219,6 +233,8 @@ def finish_reason_name(output: GenerationOutput) -> FinishReasonName:
             return "length"
         case FinishReason.Cancelled:
             raise CancelledError("the request was cancelled before the answer was complete")
+        case FinishReason.Error(_, GrammarError() as error):  # the request's own fault, and no use to send again
+            raise error
         case FinishReason.Error(message):
             raise GenerationFailedError(message)
         case other:

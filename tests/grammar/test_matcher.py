@@ -132,6 +132,30 @@ def test_an_answer_outlives_its_automaton(compiler, tokenizer, monkeypatch):
     assert a in allowed(grammar.matcher(), size)
 
 
+def test_an_automaton_that_takes_long_to_make_is_not_made_amid_an_answer(compiler, tokenizer, monkeypatch):
+    """Masks are made where all answers wait for them."""
+    limits = {"step_lexer_fuel": 3000, "verbose_errors": False}
+    monkeypatch.setattr("cvllm_jax.grammar.compiler.LIMITS", limits)
+    monkeypatch.setattr("cvllm_jax.grammar.matcher.RENEWAL_SECONDS", 0.0)
+    grammar = compiler.compile(RegexGrammar("(?:.*a.*b){40}[ab]{31}c|(?:.*b){50}"))
+    a, b = (tokenizer.encode(letter)[0] for letter in "ab")
+    greedy = grammar.matcher()
+    with pytest.raises(GrammarError, match="cannot be followed further"):
+        for step in range(200):
+            allowed(greedy, grammar.vocabulary_size)
+            greedy.advance(a if step % 2 else b)
+    made = []
+    build = grammar._build
+    monkeypatch.setattr(grammar, "_build", lambda: made.append(build()) or made[-1])
+    with pytest.raises(GrammarError, match="cannot be followed further"):
+        allowed(greedy, grammar.vocabulary_size)
+    assert not made
+    grammar.prepare()
+    assert len(made) == 1
+    assert a in allowed(grammar.matcher(), grammar.vocabulary_size)
+    assert len(made) == 1
+
+
 def test_errors_are_of_requests(compiler):
     assert issubclass(GrammarError, GenerationError)
     with pytest.raises(GrammarError, match="foo"):

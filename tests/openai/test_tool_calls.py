@@ -9,7 +9,14 @@ from stream_lint import lint_chat
 from stub_engine import Script
 
 from cvllm_jax.errors import ConfigError, TokenizationError
-from cvllm_jax.grammar import AfterText, JsonObjectGrammar, JsonSchemaGrammar, LarkGrammar, ToolCallGrammar
+from cvllm_jax.grammar import (
+    AfterText,
+    GrammarError,
+    JsonObjectGrammar,
+    JsonSchemaGrammar,
+    LarkGrammar,
+    ToolCallGrammar,
+)
 from cvllm_jax.openai import (
     AdapterConfig,
     ChatCompletionRequest,
@@ -270,13 +277,14 @@ def test_parsers_can_be_named(make_stub):
             AdapterConfig(**wrong)
 
 
-@pytest.mark.parametrize("name", ["pythonic", "qwen3_coder"])
-def test_calls_that_no_grammar_describes_are_not_required(make_stub, name):
-    adapter = OpenAIAdapter.with_config(make_stub(Script("hi")), AdapterConfig(tool_parser=name))
-    assert adapter.chat_completion_sync(request()).choices[0].message.content == "hi"
-    with pytest.raises(RequestError, match=name) as caught:
-        adapter.chat_completion_sync(request(tool_choice=ToolChoice.mode("required")))
-    assert caught.value.param == "tool_choice"
+def test_a_grammar_that_reaches_a_limit_is_the_requests_fault(make_stub):
+    limit = GrammarError("the grammar cannot be followed further: too many items")
+    adapter = OpenAIAdapter(make_stub(Script("{", finish_reason=FinishReason.Error(str(limit), limit))))
+    schema = {"type": "json_schema", "json_schema": {"name": "big", "schema": {}}}
+    for ask in (adapter.chat_completion_sync, lambda asked: list(adapter.chat_completion_stream_sync(asked))):
+        with pytest.raises(RequestError, match="schema for response_format 'big': the grammar cannot") as caught:
+            ask(request(tools=None, response_format=schema))
+        assert (caught.value.param, caught.value.code) == ("response_format", "invalid_json_schema")
 
 
 def test_the_template_is_that_of_the_scripted_model():
