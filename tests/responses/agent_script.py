@@ -13,6 +13,16 @@ def call(name, **arguments):
 
 #: The first rule that is found in the last user or tool message is what the model answers.
 RULES = [
+    {"when": "^Error: ", "say": "That did not work."},
+    {"when": "Read the README.md file", "say": call("read_file", path="README.md")},
+    {"when": "# Demo", "say": call("create_issue", title="Summary", body="A demo.")},
+    {"when": "issue 7", "say": call("post_message", channel="#dev", text="See issue 7.")},
+    {"when": "posted", "say": "I have opened issue 7 and told #dev."},
+    {"when": "slowly", "say": call("slow")},
+    {"when": "fail", "say": call("fail")},
+    {"when": "ten megabytes", "say": call("large", size=10_000_000)},
+    {"when": "delete", "say": call("delete_file", path="README.md")},
+    {"when": "search", "say": f"{call('fs__search', text='a')}\n{call('slack__search', text='b')}"},
     {"when": "sum is 5", "say": "<think>\nGood.\n</think>\n\nIt is 5."},
     {"when": "add 2 and 3", "say": f"<think>\nA sum.\n</think>\n\nLet me see.\n{call('add', a=2, b=3)}"},
     {"when": "add twice", "say": f"{call('add', a=2, b=3)}\n{call('add', a=1, b=4)}"},
@@ -23,7 +33,6 @@ RULES = [
     {"when": "write badly", "say": '<tool_call>\n{"name": "add", "arguments": [1, 2]}\n</tool_call>'},
     {"when": "call at length", "say": call("repeat", text="and so on " * 20)},
     {"when": "at length", "say": "and so on " * 200},
-    {"when": "(?i)error: ", "say": "That did not work."},
     {"when": "JSON", "say": '{"sum": 5}'},
     {"when": "", "say": "Hello there."},
 ]

@@ -1,5 +1,6 @@
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ from conftest import wait_until_idle
 
 from cvllm_jax.openai import OpenAIAdapter
 
-sys.path.append(str(Path(__file__).parent))  # modules that these tests share; importlib mode adds no folder by itself
+for folder in (Path(__file__).parent, Path(__file__).parents[1] / "mcp"):
+    sys.path.append(str(folder))  # modules that these tests share; importlib mode adds no folder by itself
 
-from agent_script import RULES
+from agent_script import RULES  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,17 @@ def adapter(agent_engine):
     """Over ``agent_engine``, which a test must leave idle."""
     yield OpenAIAdapter(agent_engine)
     wait_until_idle(agent_engine)
+
+
+@pytest.fixture(scope="session")
+def mcp_urls():
+    """URLs of the servers of :mod:`mcp_servers`, by name."""
+    pytest.importorskip("mcp", reason="needs the mcp extra")
+    import mcp_servers
+    from served import serving
+
+    with ExitStack() as servers:
+        yield {
+            name: f"{servers.enter_context(serving(getattr(mcp_servers, name)().streamable_http_app()))}/mcp"
+            for name in ("fs", "github", "slack", "odd")
+        }
