@@ -21,6 +21,7 @@ from cvllm_jax.responses.types import (
     FunctionCallArgumentsDone,
     Item,
     ListedTool,
+    McpApprovalRequest,
     McpCall,
     McpCallArgumentsDelta,
     McpCallArgumentsDone,
@@ -51,6 +52,7 @@ from cvllm_jax.responses.types import (
 )
 
 __all__ = [
+    "ApprovalRequestWriter",
     "CustomCallWriter",
     "Emit",
     "End",
@@ -256,3 +258,11 @@ class McpListWriter(ItemWriter):
 
     def abandon(self) -> None:
         self.result((), "the response ended before the server answered")
+
+
+class ApprovalRequestWriter(ItemWriter):
+    """A call that waits for approval: it is done as soon as it is added."""
+
+    def __init__(self, emit: Emit, index: int, item: McpApprovalRequest) -> None:
+        super().__init__(emit, index, item)
+        self.done = item

@@ -13,7 +13,8 @@ from cvllm_jax.openai.types import ContentPart as ChatPart
 from cvllm_jax.openai.types import FunctionCall as ChatFunctionCall
 from cvllm_jax.openai.types import Message, ToolCall
 from cvllm_jax.responses.ids import call_id_of, turn_of
-from cvllm_jax.responses.opaque import decode_compaction, decode_reasoning
+from cvllm_jax.responses.item_text import error_text, part_text, reasoning_text
+from cvllm_jax.responses.opaque import decode_compaction
 from cvllm_jax.responses.types import (
     Compaction,
     ContentPart,
@@ -28,12 +29,9 @@ from cvllm_jax.responses.types import (
     McpListTools,
     MessageItem,
     Reasoning,
-    Refusal,
 )
 
-__all__ = ["Transcript", "messages_of", "part_text", "read_transcript"]
-
-_OMITTED = {"input_image": "image", "input_file": "file", "input_audio": "audio", "input_video": "video"}
+__all__ = ["Transcript", "messages_of", "read_transcript", "shortened"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +78,6 @@ def read_transcript(
     return reader.transcript(instructions)
 
 
-def part_text(part: ContentPart) -> str:
-    """What a model reads of a part of a message."""
-    if isinstance(part, Refusal):
-        return part.refusal
-    if part.type in _OMITTED:
-        return f"[{_OMITTED[part.type]} omitted: this model reads text only]"
-    return str(getattr(part, "text", ""))
-
-
 @dataclass(slots=True)
 class _Call:
     """A call, and what answered it."""
@@ -99,6 +88,8 @@ class _Call:
     output: str | None = None
     request: McpApprovalRequest | None = None
     approved: bool | None = None
+    decided: bool = False
+    """By an approval response."""
 
 
 @dataclass(slots=True)
@@ -145,7 +136,7 @@ class _Reader:
             case MessageItem():
                 self._read_message(item)
             case Reasoning():
-                self._turn_with(item.id, follows_text=False).reasoning.append(_reasoning(item))
+                self._turn_with(item.id, follows_text=False).reasoning.append(reasoning_text(item))
             case FunctionCall():
                 self._add_call(item.id, item.call_id, item.name, item.arguments, "function call", item.status)
             case CustomToolCall():
@@ -260,7 +251,7 @@ class _Reader:
             self._turn_with(item.id, follows_calls=False).calls.append(call)
         call.approved = True
         if item.output is not None or item.error is not None:
-            call.output = item.output if item.output is not None else _error_text(item.error)
+            call.output = item.output if item.output is not None else error_text(item.error)
         else:
             call.cut = True
 
@@ -270,12 +261,15 @@ class _Reader:
             raise RequestError(
                 f"No MCP approval request found with id '{item.approval_request_id[:100]}'.", param="input"
             )
-        if call.approved is not None:
+        if call.decided:
             raise RequestError(
                 f"The MCP approval request '{item.approval_request_id[:100]}' has been answered already.", param="input"
             )
-        call.approved = item.approve
+        call.decided = True
         self._turn = None
+        if call.approved:
+            return  # it has run, or was refused, without asking
+        call.approved = item.approve
         if not item.approve:
             call.output = "The user denied this call." + (f" Reason: {item.reason}" if item.reason else "")
 
@@ -300,27 +294,6 @@ def _tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
     return call
 
 
-def _reasoning(item: Reasoning) -> str:
-    if item.content:
-        return "".join(part.text for part in item.content)
-    if item.encrypted_content is not None:
-        return decode_reasoning(item.encrypted_content)
-    return "\n".join(part.text for part in item.summary)
-
-
-def _error_text(error: object) -> str:
-    """What a model reads of a failed call: the text of the tool, or what is known of the error."""
-    if isinstance(error, Mapping):
-        content = error.get("content")
-        if isinstance(content, list):
-            texts = [
-                part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)
-            ]
-            return "\n".join(texts)
-        error = error.get("message", content)
-    return error if isinstance(error, str) else json.dumps(error, ensure_ascii=False)
-
-
 def _one_system_message(messages: Sequence[Message]) -> list[Message]:
     count = next((at for at, message in enumerate(messages) if message.role not in ("system", "developer")), None)
     first = messages[:count]
@@ -332,3 +305,12 @@ def _one_system_message(messages: Sequence[Message]) -> list[Message]:
         if message.content is not None
     ]
     return [Message.system("\n\n".join(texts)), *messages[len(first) :]]
+
+
+def shortened(messages: Sequence[Message]) -> list[Message] | None:
+    """Without the oldest turn, which begins with a user's message; None if there is nothing to leave out."""
+    head = 0
+    while head < len(messages) and messages[head].role in ("system", "developer"):
+        head += 1
+    later = [index for index in range(head + 1, len(messages)) if messages[index].role == "user"]
+    return [*messages[:head], *messages[later[0] :]] if later else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from cvllm_jax.errors import OtherError
 from cvllm_jax.openai.mcp_types import McpTool
@@ -25,6 +24,7 @@ from cvllm_jax.responses.agent_types import (
 )
 from cvllm_jax.responses.ids import ItemIds
 from cvllm_jax.responses.item_writers import (
+    ApprovalRequestWriter,
     CustomCallWriter,
     End,
     FunctionCallWriter,
@@ -34,6 +34,7 @@ from cvllm_jax.responses.item_writers import (
     MessageWriter,
     ReasoningWriter,
 )
+from cvllm_jax.responses.tool_targets import HeldCall, McpTarget, ToolTarget
 from cvllm_jax.responses.types import (
     IncompleteDetails,
     Item,
@@ -54,45 +55,6 @@ from cvllm_jax.responses.types import (
 )
 
 __all__ = ["McpTarget", "ToolTarget", "Writer"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class McpTarget:
-    """The MCP tool that a name stands for."""
-
-    server_label: str
-    name: str
-    """As its server calls it."""
-    asks: bool = False
-    """Calls wait for approval."""
-
-
-#: What calls of a tool are to the client.
-type ToolTarget = Literal["function", "custom"] | McpTarget
-
-
-class _Request(ItemWriter):
-    """A call that waits for approval: it is done as soon as it is added."""
-
-    def __init__(self, emit: Callable[..., None], index: int, item: McpApprovalRequest) -> None:
-        super().__init__(emit, index, item)
-        self.done = item
-
-
-class _HeldCall:
-    """A call of which the client is told when it is whole: to approve, or not at all if there is no such tool."""
-
-    def __init__(self, call: CallStarted, target: McpTarget | None) -> None:
-        self.call = call
-        self.target = target
-        self._arguments: list[str] = []
-
-    def add(self, text: str) -> None:
-        self._arguments.append(text)
-
-    @property
-    def arguments(self) -> str:
-        return "".join(self._arguments)
 
 
 class Writer:
@@ -121,7 +83,7 @@ class Writer:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._response = response
-        self._targets = targets or {}
+        self._targets = {} if targets is None else targets
         self._approvals = dict(approvals or {})
         self._clock = clock
         self._reasoning_as_text = request.reasoning is not None
@@ -135,7 +97,7 @@ class Writer:
         self._added = 0
         self._open: list[ItemWriter] = []
         """Added and not done, in order."""
-        self._current: ItemWriter | _HeldCall | None = None
+        self._current: ItemWriter | HeldCall | None = None
         """What the model is writing."""
         self._call_index = -1
         self._running: dict[str, McpCallWriter] = {}
@@ -262,46 +224,43 @@ class Writer:
         self._call_index = call.index
         target = self._targets.get(call.name)
         if target is None:
-            self._current = _HeldCall(call, None)
+            self._current = HeldCall(call.id, call.name, None)
         elif target == "function":
             self._current = self._add(FunctionCallWriter, "fc", call_id=call.id, name=call.name)
         elif target == "custom":
             self._current = self._add(CustomCallWriter, "ctc", call_id=call.id, name=call.name)
         elif target.asks:
-            self._current = _HeldCall(call, target)
+            self._current = HeldCall(call.id, call.name, target)
         else:
-            self._current = self._mcp_call(call.id, target.server_label, target.name)
+            self._current = self._mcp_call(call.id, target)
 
-    def _mcp_call(
-        self, call_id: str, label: str, name: str, request: McpApprovalRequest | None = None
-    ) -> McpCallWriter:
+    def _mcp_call(self, call_id: str, tool: McpTarget | McpApprovalRequest) -> McpCallWriter:
+        """Begin the item of a call, which may be one that was approved."""
         item = McpCall(
             id=self._ids.make("mcp", self._turn, call_id),
             status="in_progress",
-            server_label=label,
-            name=name,
+            server_label=tool.server_label,
+            name=tool.name,
             arguments="",
-            approval_request_id=None if request is None else request.id,
+            approval_request_id=tool.id if isinstance(tool, McpApprovalRequest) else None,
         )
-        writer = McpCallWriter(self._emit, self._next_index(), item)
-        self._open.append(writer)
-        self._running[call_id] = writer
+        writer = self._running[call_id] = self._opened(McpCallWriter, item=item)
+        return writer
+
+    def _whole_call(self, call_id: str, arguments: str, tool: McpTarget | McpApprovalRequest) -> McpCallWriter:
+        writer = self._mcp_call(call_id, tool)
+        writer.add(arguments)
+        writer.end("completed")
         return writer
 
     def _call_of(self, call: ToolCall) -> McpCallWriter | None:
-        """The item of a call that runs. Calls that were approved in another request begin here."""
+        """The item of a call that runs. Calls that were approved begin here."""
         if call.id in self._running:
             return self._running[call.id]
-        target, request = self._targets.get(call.function.name), self._approvals.pop(call.id, None)
-        if request is not None:
-            writer = self._mcp_call(call.id, request.server_label, request.name, request)
-        elif isinstance(target, McpTarget):
-            writer = self._mcp_call(call.id, target.server_label, target.name)
-        else:
+        tool = self._approvals.pop(call.id, None) or self._targets.get(call.function.name)
+        if not isinstance(tool, McpTarget | McpApprovalRequest):
             return None
-        writer.add(call.function.arguments)
-        writer.end("completed")
-        return writer
+        return self._whole_call(call.id, call.function.arguments, tool)
 
     def _request(self, call_id: str, arguments: str, target: ToolTarget) -> None:
         """Ask for approval."""
@@ -313,7 +272,7 @@ class Writer:
             arguments=arguments,
         )
         self._approvals[call_id] = item
-        self._open.append(_Request(self._emit, self._next_index(), item))
+        self._opened(ApprovalRequestWriter, item=item)
 
     def _leave(self, status: End) -> None:
         """The model goes on to something else, or ends."""
@@ -321,7 +280,10 @@ class Writer:
         if isinstance(current, ItemWriter):
             current.end(status)
         elif current is not None and current.target is not None and status == "completed":
-            self._request(current.call.id, current.arguments, current.target)
+            if current.can_run:
+                self._request(current.id, current.arguments, current.target)
+            else:
+                self._whole_call(current.id, current.arguments, current.target)
         self._flush()
 
     def _abandon(self) -> None:
@@ -332,13 +294,13 @@ class Writer:
             writer.abandon()
 
     def _add[W: ItemWriter](self, kind: Callable[..., W], prefix: str, **fields: Any) -> W:
-        writer = kind(self._emit, self._next_index(), self._ids.make(prefix, self._turn), **fields)
+        return self._opened(kind, item_id=self._ids.make(prefix, self._turn), **fields)
+
+    def _opened[W: ItemWriter](self, kind: Callable[..., W], **fields: Any) -> W:
+        writer = kind(self._emit, self._added, **fields)
+        self._added += 1
         self._open.append(writer)
         return writer
-
-    def _next_index(self) -> int:
-        self._added += 1
-        return self._added - 1
 
     def _set(self, **fields: Any) -> None:
         self._response = self._response.model_copy(update=fields)

@@ -20,8 +20,9 @@ from cvllm_jax.responses.agent_types import (
     TurnEnded,
     TurnStarted,
 )
+from cvllm_jax.responses.tool_targets import McpTarget
 from cvllm_jax.responses.types import Response, ResponseRequest
-from cvllm_jax.responses.writer import McpTarget, Writer
+from cvllm_jax.responses.writer import Writer
 
 TARGETS = {
     "lookup": "function",
@@ -34,7 +35,9 @@ TOOL_NAMES = {("a", "search"): "a_search", ("b", "search"): "b_search"}
 USAGE = Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12)
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | TEXT, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT, lambda inner: st.lists(inner, max_size=2), max_leaves=3
+)
 
 
 @dataclass
@@ -84,7 +87,9 @@ def reports(draw, *, names=tuple(TARGETS), cut=True):
         started = [call for call in run if draw(st.booleans())]  # the others were refused
         events.extend(map(ToolStarted, started))
         for call in run:
-            outcome = ToolOutcome(text=draw(TEXT), error=None if call in started and draw(st.booleans()) else "it failed")
+            outcome = ToolOutcome(
+                text=draw(TEXT), error=None if call in started and draw(st.booleans()) else "it failed"
+            )
             events.append(ToolEnded(call, outcome))
             messages.append(Message.tool_with_name(call.id, outcome.text, call.function.name))
         if left:

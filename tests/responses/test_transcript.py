@@ -217,6 +217,14 @@ def test_an_approved_call_is_pending_until_it_has_run():
     assert transcript.messages[2].content == "3"
 
 
+def test_a_call_that_was_refused_although_it_was_asked_for_needs_no_answer():
+    refused_call = {**mcp_call("mcp_2", name="delete", output=None, error="limit"), "approval_request_id": "mcpr_1"}
+    for answers in ([], [APPROVED], [{**APPROVED, "approve": False}]):
+        transcript = read_transcript(items(ASKED, REQUEST, refused_call, *answers))
+        assert transcript.messages[-1].content == "limit"
+        assert transcript.pending == []
+
+
 def test_a_denied_call_tells_the_model_why():
     denied = {**APPROVED, "approve": False, "reason": "not today"}
     transcript = read_transcript(items(REQUEST, denied))
@@ -225,7 +233,11 @@ def test_a_denied_call_tells_the_model_why():
 
 
 def test_lists_of_tools_are_kept_by_label():
-    listed = {"type": "mcp_list_tools", "server_label": "a", "tools": [{"name": "x", "input_schema": {"type": "object"}}]}
+    listed = {
+        "type": "mcp_list_tools",
+        "server_label": "a",
+        "tools": [{"name": "x", "input_schema": {"type": "object"}}],
+    }
     down = {"type": "mcp_list_tools", "server_label": "b", "tools": [], "error": "down"}
     transcript = read_transcript(items(listed, down, ASKED))
     assert [tool.name for tool in transcript.tool_lists["a"]] == ["x"]

@@ -79,7 +79,9 @@ def call(name, arguments="{}", call_id="call_1"):
 
 
 @settings(deadline=None)
-@given(reports(), st.booleans(), st.lists(st.sampled_from(["message.output_text.logprobs", "reasoning.encrypted_content"])))
+@given(
+    reports(), st.booleans(), st.lists(st.sampled_from(["message.output_text.logprobs", "reasoning.encrypted_content"]))
+)
 def test_every_run_makes_a_stream_that_all_judges_accept(report, reasons, include):
     request = {"include": include, **({"reasoning": {"effort": "low"}} if reasons else {})}
     writer = make_writer(request)
@@ -376,3 +378,18 @@ def custom_call(parts, reason="tool_calls"):
     )
     deltas = [event.delta for event in events if event.type == "response.custom_tool_call_input.delta"]
     return events, deltas, writer.response.output[0]
+
+
+def test_a_call_that_would_need_approval_is_none_to_approve_if_the_agent_refuses_it():
+    writer = make_writer()
+    refused = call("delete", "oops")
+    events = written(
+        writer,
+        [
+            TurnStarted(1), CallStarted(0, "call_1", "delete"), CallArguments(0, "oops"),
+            turn_ended(reason="tool_calls"), ToolEnded(refused, ToolOutcome(text="no JSON", error="no JSON")), ended(),
+        ],
+    )  # fmt: skip
+    check(events)
+    (item,) = writer.response.output
+    assert (item.type, item.status, item.arguments) == ("mcp_call", "failed", "oops")

@@ -199,17 +199,23 @@ class ItemReference(BaseModel):
 
     model_config = STRICT
 
-    type: Literal["item_reference"] = "item_reference"
+    type: Annotated[Literal["item_reference"], BeforeValidator(lambda kind: kind or "item_reference")] = (
+        "item_reference"
+    )
     id: str
 
 
 def _kind(value: Any) -> str | None:
     """Which item is meant; those that clients send without ``type`` are messages and references."""
-    fields: Mapping[str, Any] = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+    if fields is None:
+        return "message"  # it is none, and the error says that it is no object
     kind = fields.get("type")
-    if kind is None and fields:
-        return "message" if "role" in fields else "item_reference" if set(fields) <= {"id", "type"} else None
-    return kind if isinstance(kind, str) else None
+    if kind is None:
+        if "role" in fields:
+            return "message"
+        return "item_reference" if "id" in fields and fields.keys() <= {"id", "type"} else None
+    return str(kind)
 
 
 type Item = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
@@ -129,6 +130,7 @@ class ResponseRequest(BaseModel):
 
         ``strict`` refuses what is otherwise ignored: unknown names, tools of other kinds, images and files.
         """
+        _refuse_surrogates(data)
         if isinstance(data, dict) and "model" not in data:
             raise RequestError("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
         try:
@@ -227,6 +229,17 @@ class ResponseRequest(BaseModel):
                             param=param,
                             code="invalid_value",
                         )
+
+
+def _refuse_surrogates(data: Any) -> None:
+    """Halves of surrogate pairs come from escapes in JSON. They are no characters, and no answer could repeat them."""
+    try:
+        json.dumps(data, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise RequestError(
+            f"Invalid body: it holds the lone surrogate U+{code:04X}, which is no character.", code="invalid_value"
+        ) from None
 
 
 def _refuse_other(tool: object, param: str) -> None:
