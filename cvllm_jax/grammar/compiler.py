@@ -12,6 +12,7 @@ import numpy as np
 
 from cvllm_jax.errors import shown
 from cvllm_jax.grammar import lark
+from cvllm_jax.grammar.any_order import AnyOrder
 from cvllm_jax.grammar.errors import GrammarError
 from cvllm_jax.grammar.json_schema import SchemaReader
 from cvllm_jax.grammar.matcher import CompiledGrammar
@@ -46,7 +47,8 @@ PLAIN_ESCAPES = 'nrbtf\\"'
 # Grammars made to explode stop within some 10 ms a mask and some 10 MB.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 100_000,
+    "step_lexer_fuel": 200_000,
+    "max_items_in_row": 5000,
     "step_max_items": 50_000,
     "max_lexer_states": 30_000,
     "max_grammar_size": 200_000,
@@ -152,7 +154,11 @@ def json_rule(schema: Json) -> str:
     """An expression, for a Lark grammar, of JSON that validates against a schema. Raises GrammarError as
     :meth:`GrammarCompiler.compile`."""
     reader = SchemaReader()
-    return _json(reader, reader.read(schema))
+    read = reader.read(schema)
+    if not reader.any_order:
+        return _json(reader, read)
+    options = _options(reader, read)
+    return AnyOrder(reader.definitions, reader.logic, reader.any_order, options, _complaint).expression(read)
 
 
 def _call(grammar: ToolCallGrammar, name: str, arguments: Schema) -> Schema:
@@ -168,16 +174,31 @@ def _call(grammar: ToolCallGrammar, name: str, arguments: Schema) -> Schema:
 
 
 def _json(reader: SchemaReader, schema: Schema) -> str:
-    """An expression for JSON that validates against a schema of the reader's."""
+    """An expression for JSON that validates against a schema of the reader's, with members in its order."""
     if schema is False:
         raise GrammarError("the schema accepts no value")
+    content = {} if schema is True else schema
+    return "%json " + json.dumps(
+        {"x-guidance": _options(reader, schema), **content, "$defs": reader.definitions}, ensure_ascii=False
+    )
+
+
+def _options(reader: SchemaReader, schema: Schema) -> dict[str, Json]:
+    """How the engine reads the schema."""
     options: dict[str, Json] = {"whitespace_pattern": WHITESPACE}
     if reader.needs_plain_names(schema):
         options["json_allowed_escapes"] = PLAIN_ESCAPES
     else:
         options["json_allow_general_unicode_escapes"] = True
-    content = {} if schema is True else schema
-    return "%json " + json.dumps({"x-guidance": options, **content, "$defs": reader.definitions}, ensure_ascii=False)
+    return options
+
+
+def _complaint(rules: str) -> str:
+    """What the engine says of a grammar that it cannot compile, or nothing."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    message: str = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(rules), limits=LLParserLimits(**LIMITS))
+    return message and _explained(message)
 
 
 def _explained(message: str) -> str:

@@ -3,8 +3,9 @@
 Every keyword of drafts 4 to 2020-12 is handled here, rewritten into others, or refused by name; other names are
 annotations, as the standard has it. What the engine would treat loosely (escapes that spell a property's name another
 way, members that count twice, bounds that rounding crosses) is narrowed here or refused. So an accepted schema means:
-every finished answer validates. The converse has limits that come with generation from left to right: properties
-come in the order of the schema, and numbers and characters in their plain spelling.
+every finished answer validates. The converse has limits that come with generation from left to right: numbers and
+characters come in their plain spelling, and properties in the order of the schema, unless that has a keyword which
+leaves the order open.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class SchemaReader:
 
     Attributes:
         definitions: what ``#/$defs/NAME`` refers to in the schemas that :meth:`read` returned.
+        any_order: a keyword that leaves the order of members open, if one was read.
     """
 
     def __init__(self) -> None:
@@ -44,6 +46,7 @@ class SchemaReader:
         self._subschemas = self._depth = 0
         self.multiples = Multiples()
         self._controls: str | None = None
+        self.any_order = ""
         self.logic = SchemaLogic(self.definitions)
 
     def read(self, schema: Json) -> Schema:

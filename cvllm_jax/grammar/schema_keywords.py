@@ -19,6 +19,13 @@ __all__ = ["read_keywords"]
 
 MAX_COUNT = 1_000_000
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+ANY_ORDER = frozenset(
+    {
+        "oneOf", "not", "if", "dependencies", "dependentRequired", "dependentSchemas", "propertyNames",
+        "unevaluatedItems", "unevaluatedProperties",
+    }
+)  # fmt: skip
+"""Keywords, beside formats of other names than the standard's, whose schemas leave the order of members open."""
 REFUSED = frozenset({"$dynamicRef", "$recursiveRef", "contains", "disallow", "divisibleBy", "extends"})
 
 
@@ -45,6 +52,8 @@ class _Node:
     def read(self) -> Schema:
         for key, value in self.node.items():
             handler = _HANDLERS.get(key)
+            if key in ANY_ORDER:
+                self.reader.any_order = key
             if handler is not None:
                 handler(self, key, value)
             elif key in REFUSED:
@@ -153,6 +162,8 @@ class _Node:
             raise self.invalid(key, "a string")
         if value in UNSUPPORTED_FORMATS:
             raise self.refusal(f"format {value!r}")
+        if value not in FORMATS:
+            self.reader.any_order = f"format {value!r}"
         self.also.append(FORMATS.get(value, True))
 
     # Arrays
@@ -236,6 +247,12 @@ class _Node:
         others = self.out.get("patternProperties") or self.out.get("additionalProperties") is not False
         if others and self.out.get("minProperties", 0) > len(self.out.get("required", ())) + 1:
             raise self.refusal("minProperties", "more than one beyond those that are required")
+        # The engine counts members only where all that have a name are required.
+        optional = self.out.get("properties", {}).keys() - self.out.get("required", ())
+        if optional and self.out.get("minProperties", 0) > (0 if others else 1):
+            self.reader.any_order = "minProperties"
+        elif optional and not others and self.out.get("maxProperties", 0) > 1:
+            self.reader.any_order = "maxProperties"
 
     # Combinations
 

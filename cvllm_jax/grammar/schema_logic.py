@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cvllm_jax.grammar import numbers
@@ -128,7 +128,7 @@ class SchemaLogic:
             if "anyOf" in one and all(self.disjoint(option, other, depth + 1) for option in one["anyOf"]):
                 return True
         lefts, rights = list(self._conjuncts(left, depth)), list(self._conjuncts(right, depth))
-        common = self._common_types(lefts + rights)
+        common = self.kinds(lefts + rights)
         if not common:
             return True
         if any(_values_apart(one, other) for one in lefts for other in rights):
@@ -161,7 +161,8 @@ class SchemaLogic:
             if target is not None:
                 yield from self._conjuncts(target, depth + 1)
 
-    def _common_types(self, parts: list[dict[str, Any]]) -> set[str]:
+    def kinds(self, parts: Iterable[dict[str, Any]]) -> set[str]:
+        """The types, of which ``number`` has the integers, that these leave, read without what they combine."""
         common = set(_TYPES)
         for part in parts:
             if "type" in part:

@@ -23,7 +23,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class JsonSchemaGrammar:
-    """One JSON value that validates against a schema. Properties come in the order that the schema gives them."""
+    """One JSON value that validates against a schema.
+
+    Properties come in the order that the schema gives them. With ``oneOf``, ``not``, ``if``, ``propertyNames``, a
+    keyword of dependencies or of what is unevaluated, a count of optional properties, or a format that the standard
+    does not know, they come in any order, in the whole schema.
+    """
 
     schema: dict[str, Any] | bool
 

@@ -1,9 +1,10 @@
 """Which values a schema lets an answer be, and what is refused by name."""
 
+import itertools
 import json
 
 import pytest
-from answers import accepts, takes
+from answers import accepts, byte_ids, follow, takes
 
 from cvllm_jax.grammar import GrammarError, JsonSchemaGrammar
 
@@ -154,6 +155,72 @@ def test_properties_come_in_the_order_of_the_schema(compiler, tokenizer):
     grammar = compiler.compile(JsonSchemaGrammar({"type": "object", "properties": {"b": {}, "a": {}}}))
     assert takes(grammar, tokenizer, '{"b":1,"a":1,"c":1}')
     assert not takes(grammar, tokenizer, '{"a":1,"b":1}')
+
+
+AB = {"a": {"type": "integer"}, "b": {"type": "string"}}
+CLOSED = {**OBJECT, "additionalProperties": False}
+
+# Schema, and members that are an answer in every order; then texts that are none.
+ANY_ORDER = [
+    ({**CLOSED, "properties": AB, "required": ["b"],
+      "oneOf": [{"required": ["a"]}, {"properties": {"b": {"const": ""}}}]}, {"a": 1, "b": "x"},
+     ['{"b": "x"}', '{"a": 1, "b": ""}', '{"a": 1, "b": "x", "a": 2}', '{"a": 1, "b": "x", ']),
+    ({**OBJECT, "properties": AB, "not": {"required": ["c"]}}, {"a": 1, "b": "x", "d": [], "e": None},
+     ['{"c": 1}', '{"d": 1, "c": 1}', '{"a": ""}', '{"\\u0061": ""}', '{"b": "", "a": 1, "b": ""}']),
+    ({**OBJECT, "dependentRequired": {"a": ["b"]}}, {"a": 1, "b": 2, "c": 3}, ['{"a": 1}', '{"c": 1, "a": 2}']),
+    ({**OBJECT, "properties": {"s": {"type": "string", "format": "path"}, "o": {**CLOSED, "properties": AB}}},
+     {"s": "", "o": {"b": "", "a": 1}}, ['{"s": 1}', '{"o": {"b": 1}}', '{"o": {"c": 1}}']),
+    ({"type": "array", "prefixItems": [{**CLOSED, "properties": AB}], "items": {"oneOf": [{"type": "null"}]},
+      "minItems": 1, "maxItems": 2}, [{"b": "", "a": 1}, None], ["[]", "[null]", '[{"c": 1}]', "[{}, null, null]"]),
+    ({**OBJECT, "properties": AB, "required": ["a", "x1"], "patternProperties": {"^x": {"type": "null"}, "^y": False},
+      "propertyNames": {}}, {"a": 1, "x1": None, "b": "", "x2": None, "z": 5},
+     ['{"a": 1}', '{"a": 1, "x1": 1}', '{"x1": null, "a": 1, "y": 1}', '{"x1": null, "a": 1, "x2": 1}']),
+    ({**CLOSED, "properties": {name: {} for name in "abcd"}, "required": ["c"], "minProperties": 2, "maxProperties": 3},
+     {"a": 1, "c": 1, "d": 1}, ['{"c": 1}', '{"a": 1, "b": 1, "c": 1, ', '{"a": 1, "b": 1}']),
+    ({**OBJECT, "properties": AB, "minProperties": 1}, {"b": "", "c": 1}, ["{}"]),
+    ({"$ref": "#/$defs/t", "$defs": {"t": {**CLOSED, "properties": {
+        "v": {"type": "integer"}, "c": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+        "not": {"required": ["w"]}}}},
+     {"c": [{"c": [], "v": 1}], "v": 2}, ['{"c": [1]}', '{"c": [{"w": 1}]}']),
+    ({**OBJECT, "properties": {'q"': {"const": 1}, "é/": {"const": 2}}, "if": {"required": ["n"]}, "then": False},
+     {'q"': 1, "é/": 2, 'q\\"': 3, "": 4}, ['{"q\\"": 3}', '{"é/": 3}', '{"\\u00e9/": 3}', '{"n": 1}']),
+    ({**OBJECT, "properties": {f"p{index}": {"const": index} for index in range(70)}, "oneOf": [{"required": ["p69"]}]},
+     {"p69": 69, "p3": 3, "p68": 68, "other": 1}, ['{"p3": 3}', '{"p69": 69, "p68": 67}', '{"p69": 69, "p69": 69}']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "value", "others"), ANY_ORDER, ids=[json.dumps(case[0])[:60] for case in ANY_ORDER])
+def test_members_come_in_any_order_where_the_schema_leaves_it_open(compiler, tokenizer, schema, value, others):
+    grammar = compiler.compile(JsonSchemaGrammar(schema))
+    for written in permutations(value):
+        assert takes(grammar, tokenizer, json.dumps(written, ensure_ascii=False)), written
+    for text in others:
+        matcher = grammar.matcher()
+        followed = follow(matcher, byte_ids(tokenizer, text), grammar.vocabulary_size)
+        assert not followed or (text.endswith("}") and not matcher.accepts_end), text
+
+
+def permutations(value):
+    """The value with the members of its outermost object in every order, or of those in a list."""
+    if isinstance(value, list):
+        yield from ([item, *value[1:]] for item in permutations(value[0]))
+    else:
+        yield from map(dict, itertools.permutations(value.items()))
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"required": [f"p{index}" for index in range(64)]}, "more than 63 required properties"),
+        ({"properties": AB, "maxProperties": 2}, "maxProperties of an object with properties and others"),
+        ({"properties": AB, "patternProperties": {"^x": {"type": "null"}, "z$": False}}, "overlap"),
+        ({"properties": AB, "patternProperties": {"(?:^|-)x": {"type": "null"}}}, "anchor"),
+        ({"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for i in range(7)]} for j in range(3)]}, "256 ways"),
+    ],
+)  # fmt: skip
+def test_what_cannot_come_in_any_order_is_refused(compiler, schema, named):
+    with pytest.raises(GrammarError, match=named):
+        compiler.compile(JsonSchemaGrammar({**OBJECT, **schema, "oneOf": [{"type": "object"}]}))
 
 
 def test_a_bound_is_not_crossed_by_rounding(compiler, tokenizer):

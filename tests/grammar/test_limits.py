@@ -47,6 +47,15 @@ EXPLODING = {
     "properties": JsonSchemaGrammar({"properties": {f"p{i}": {} for i in range(30_000)}}),
     "values": JsonSchemaGrammar({"enum": [f"{i}" * 20 for i in range(30_000)]}),
     "exclusive choices": JsonSchemaGrammar({"oneOf": [{"required": [f"{i}", f"{i + 1}"]} for i in range(300)]}),
+    "choices in any order": JsonSchemaGrammar({**choices(10, 10), "not": {"required": ["a"]}}),
+    "dependencies": JsonSchemaGrammar({"dependentRequired": {f"{i}": [f"{i + 1}"] for i in range(300)}}),
+    "properties in any order": JsonSchemaGrammar(
+        {"properties": {f"p{i}": {"properties": {f"q{i}": {"maxLength": i}}} for i in range(3000)}, "not": {"const": 1}}
+    ),
+    "patterns in any order": JsonSchemaGrammar(
+        {"properties": {f"p{i}": {} for i in range(60)}, "patternProperties": {f"^p{i}_": {} for i in range(60)}}
+        | {"not": {"const": 1}}
+    ),
     "nested values": JsonSchemaGrammar({"const": deep_list(5000)}),
     "lark nesting": LarkGrammar("start: " + "(" * 100_000 + '"a"' + ")" * 100_000),
     "lark repetition": LarkGrammar('start: ("a"{1000}){1000}'),
