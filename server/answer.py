@@ -43,7 +43,7 @@ async def answer_request[R: StreamableRequest](
     """
     state = state_of(request)
     body = parse(await read_json_object(request, state.settings.max_body_bytes))
-    check_model(state, body.model)
+    check_model(state, body.model, param=None)
     if body.stream_options is not None and not body.stream:
         raise RequestError(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"

@@ -18,6 +18,9 @@ __all__ = ["read_json_object"]
 _DISCARD_SECONDS = 5.0
 _DISCARD_FACTOR = 10
 
+# The parser's own limit.
+_MAX_DEPTH = 200
+
 # Parsing holds the event loop; bodies larger than this go to a thread.
 _PARSE_INLINE_BYTES = 100_000
 
@@ -26,7 +29,7 @@ async def read_json_object(request: Request, limit: int) -> dict[str, Any]:
     """The body as a JSON object.
 
     Raises ApiError: 415 for another content type, 413 for more than ``limit`` bytes, 400 for what
-    is no JSON object or nests deeper than the parser's limit of 200.
+    is no JSON object or nests too deep.
     """
     _check_content_type(request)
     body = await _read(request, limit)
@@ -36,7 +39,10 @@ async def read_json_object(request: Request, limit: int) -> dict[str, Any]:
         else:
             data = from_json(body)
     except ValueError as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        told = f"The body is not valid JSON: {error}."
+        if "recursion limit" in str(error):
+            told = f"The body nests arrays and objects deeper than {_MAX_DEPTH}."
+        raise ApiError(400, told, code="invalid_json") from None
     if not isinstance(data, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
     return data

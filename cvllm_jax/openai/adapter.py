@@ -226,6 +226,7 @@ class OpenAIAdapter(AsyncClosing):
         params = generation_params(
             request,
             self._config.sampling_defaults,
+            vocab_size=info.vocab_size,
             grammar=constraint.grammar if constraint is not None else None,
             skip_special_tokens=skip_special_tokens,
         )

@@ -86,7 +86,9 @@ class Completions:
         if (info := self._engine.model_info()).kind != "causal":
             raise RequestError(f"The model '{info.name}' gives embeddings and generates no text.", param="model")
         _refuse_unsupported(request)
-        sampling = generation_params(request.sampling(), self._defaults)
+        sampling = generation_params(
+            request.sampling(), self._defaults, vocab_size=self._engine.model_info().vocab_size
+        )
         given = request.prompt if isinstance(request.prompt, list) else [request.prompt]
         prompts = [given] if isinstance(given[0], int) else given
         several = prompts is given and isinstance(request.prompt, list)

@@ -25,6 +25,7 @@ def generation_params(
     request: ChatCompletionRequest,
     defaults: Mapping[str, Any],
     *,
+    vocab_size: int,
     grammar: Grammar | None = None,
     skip_special_tokens: bool = True,
 ) -> list[GenerationParams]:
@@ -55,7 +56,7 @@ def generation_params(
                 max_tokens=_max_tokens(request),
                 stop_sequences=_stop(request),
                 stop_token_ids=tuple(request.stop_token_ids or ()),
-                logit_bias=_logit_bias(request),
+                logit_bias=_logit_bias(request, vocab_size),
                 logprobs=bool(request.logprobs),
                 top_logprobs=request.top_logprobs or 0,
                 seed=_choice_seed(request.seed, index),
@@ -104,8 +105,8 @@ def _max_tokens(request: ChatCompletionRequest) -> int | None:
     old, new = request.max_tokens, request.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise RequestError(
-            "Setting 'max_tokens' and 'max_completion_tokens' to different values is not supported; "
-            "'max_completion_tokens' replaces 'max_tokens'.",
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported, "
+            "unless they are equal.",
             param="max_tokens",
             code="invalid_parameter_combination",
         )
@@ -126,13 +127,19 @@ def _stop(request: ChatCompletionRequest) -> tuple[str, ...]:
     return (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
 
 
-def _logit_bias(request: ChatCompletionRequest) -> dict[int, float]:
+def _logit_bias(request: ChatCompletionRequest, vocab_size: int) -> dict[int, float]:
     biases = {}
     for key, bias in (request.logit_bias or {}).items():
         # isdigit alone accepts other scripts' digits, which JSON clients never mean
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise RequestError(
                 f"Invalid key in 'logit_bias': {key[:50]!r}. Keys must be token ids.",
+                param="logit_bias",
+                code="invalid_value",
+            )
+        if int(key) >= vocab_size:
+            raise RequestError(
+                f"Invalid key in 'logit_bias': {int(key)}. Maximum value is {vocab_size - 1}.",
                 param="logit_bias",
                 code="invalid_value",
             )

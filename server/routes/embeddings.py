@@ -19,6 +19,6 @@ async def create_embeddings(request: Request) -> Response:
     state = state_of(request)
     adapter = state.adapter
     body = EmbeddingRequest.parse(await read_json_object(request, state.settings.max_body_bytes))
-    check_model(state, body.model, kind="encoder")
+    check_model(state, body.model, kind="encoder", param=None)
     answer = await while_connected(adapter.embeddings(body), request.receive, state)
     return Response(answer.model_dump_json(), media_type="application/json")

@@ -23,13 +23,23 @@ async def get_model(request: Request) -> JSONResponse:
     return JSONResponse(_model(state))
 
 
-def check_model(state: ServerState, name: str, *, kind: Literal["causal", "encoder"] | None = "causal") -> None:
-    """Raise ApiError 404 unless ``name`` is the served model, and 400 unless it is of this kind."""
+def check_model(
+    state: ServerState,
+    name: str,
+    *,
+    kind: Literal["causal", "encoder"] | None = "causal",
+    param: str | None = "model",
+) -> None:
+    """Raise ApiError 404 unless ``name`` is the served model, and 400 unless it is of this kind.
+
+    OpenAI's API names no ``param`` in the 404 of some routes.
+    """
     if name != state.model_name:
         raise ApiError(
             404,
-            f"The model '{name[:200]}' does not exist; this server has '{state.model_name}'.",
-            param="model",
+            f"The model `{name[:200]}` does not exist or you do not have access to it; this server has "
+            f"`{state.model_name}`.",
+            param=param,
             code="model_not_found",
         )
     served = state.adapter.engine.model_info().kind

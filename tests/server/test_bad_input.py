@@ -42,6 +42,14 @@ def test_bodies_that_are_no_json_object(server, body):
     check(answer, 400, "invalid_json")
 
 
+def test_depth_is_refused_by_its_limit(server):
+    for depth, status in ((190, 200), (201, 400)):
+        body = GOOD[:-1] + b', "metadata": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"
+        answer = httpx.post(server.url + URL, content=body, headers=JSON)
+        assert answer.status_code == status
+        assert ("deeper than 200" in answer.text) == (depth > 200)
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -85,9 +93,9 @@ def test_unknown_paths_and_methods(server):
 
 
 def test_unknown_models(server):
-    message = check(server.chat(model="gpt-4"), 404, "model_not_found", "model")
-    assert "'gpt-4'" in message
-    assert "'org/stub'" in message
+    message = check(server.chat(model="gpt-4"), 404, "model_not_found")
+    assert message.startswith("The model `gpt-4` does not exist or you do not have access to it")
+    assert "`org/stub`" in message
     check(httpx.get(server.url + "/v1/models/gpt-4"), 404, "model_not_found", "model")
 
 
