@@ -34,7 +34,7 @@ def create_app(engine: AnyEngine | None = None, settings: ServerSettings | None 
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(settings.cors_origins),
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
             )
         )

@@ -6,6 +6,7 @@ import hmac
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from server.errors import ApiError, error_response
 
@@ -23,14 +24,19 @@ class ApiKeyMiddleware:
         self._expected = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_api_path(scope["path"]) and not self._allows(Headers(scope=scope)):
+        guarded = scope["type"] in ("http", "websocket") and _is_api_path(scope["path"])
+        if guarded and not self._allows(Headers(scope=scope)):
             error = ApiError(
                 401,
                 "Incorrect or missing API key; send it as 'Authorization: Bearer KEY'.",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-            await error_response(error)(scope, receive, send)
+            answer = error_response(error)
+            if scope["type"] == "websocket":
+                await WebSocket(scope, receive, send).send_denial_response(answer)
+            else:
+                await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -15,10 +15,12 @@ from cvllm_jax.errors import (
     EngineStoppedError,
     Error,
     GenerationError,
+    McpConnectionError,
     QueueFullError,
     TokenizationError,
 )
 from cvllm_jax.openai import GenerationFailedError, RequestError
+from cvllm_jax.responses.errors import NotFoundError
 
 __all__ = ["ApiError", "as_api_error", "error_body", "error_response", "exception_handlers"]
 
@@ -63,12 +65,16 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(503, str(error), kind="server_error", code="engine_stopped")
         case GenerationFailedError():
             return ApiError(500, str(error), kind="server_error", code="generation_failed")
+        case NotFoundError():
+            return ApiError(404, str(error), param=error.param, code=error.code)
         case RequestError():
             return ApiError(400, str(error), param=error.param, code=error.code)
         case GenerationError() | TokenizationError():
             return ApiError(400, str(error), param=error.param, code="invalid_value")
         case CancelledError():
             return ApiError(503, str(error), kind="server_error", code="request_cancelled")
+        case McpConnectionError():
+            return ApiError(424, str(error), kind="external_connector_error", param=error.param, code="http_error")
         case Error():
             _log.error("%s: %s", type(error).__name__, error)
             return ApiError(500, str(error), kind="server_error")

@@ -67,7 +67,8 @@ def run(
     config = uvicorn.Config(
         app,
         log_level=log_level,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=state.settings.max_body_bytes,
         lifespan="off",
         timeout_graceful_shutdown=int(state.settings.drain_seconds) + 5,
     )
@@ -98,6 +99,7 @@ async def _serve(
         state.ready(engine)
         on_ready(engine)
         await serving
+        await state.aclose()
     return True
 
 

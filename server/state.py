@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cvllm_jax.openai import AdapterConfig, OpenAIAdapter, model_sampling_defaults
+from cvllm_jax.responses.service import ResponsesService
+from cvllm_jax.responses.store import ResponseStore
 from server.errors import ApiError
 from server.settings import ServerSettings
 
@@ -29,6 +31,9 @@ class ServerState:
         self.stopped = asyncio.Event()
         """Running requests end."""
         self._adapter: OpenAIAdapter | None = None
+        self._store: ResponseStore | None = None
+        self._responses: ResponsesService | None = None
+        self._opening = asyncio.Lock()
         self._model_name: str | None = None
         self._progress: dict[str, Any] = {"stage": "starting", "done": 0, "total": 0}
 
@@ -45,6 +50,31 @@ class ServerState:
         )
         self._model_name = self.settings.served_model_name or engine.model_info().name
         self._adapter = OpenAIAdapter.with_config(engine, config)
+
+    async def open_store(self) -> ResponseStore:
+        """The store of responses, opened when it is first asked for; raises ConfigError and StoreUnavailableError."""
+        async with self._opening:
+            if self._store is None:
+                self._store = await ResponseStore.open(self.settings.store, self.settings.store_limits)
+            return self._store
+
+    async def responses(self) -> ResponsesService:
+        """What makes responses; raises as :attr:`adapter` and :meth:`open_store` do."""
+        adapter = self.adapter
+        store = await self.open_store()
+        if self._responses is None:
+            self._responses = ResponsesService(adapter, store, self.settings.responses_config())
+        return self._responses
+
+    async def aclose(self) -> None:
+        """End responses that run in the background, and close the store. The engine stays its owner's."""
+        self.stop()
+        responses, self._responses = self._responses, None
+        store, self._store = self._store, None
+        if responses is not None:
+            await responses.aclose()
+        if store is not None:
+            await store.aclose()
 
     def drain(self) -> None:
         """Take no new requests."""

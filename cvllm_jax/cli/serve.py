@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ from cvllm_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from cvllm_jax.engine.opening import AnyEngine
+    from server.settings import ServerSettings
 
 __all__ = ["curl_line", "serve"]
 
@@ -34,6 +36,11 @@ class LogLevel(StrEnum):
 
 def _server(help_text: str, **settings: Any) -> Any:
     return typer.Option(help=help_text, rich_help_panel="Server", **settings)
+
+
+class McpApproval(StrEnum):
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 @with_options(engine=EngineOptions)
@@ -87,6 +94,46 @@ def serve(
             metavar="NAME",
         ),
     ] = "auto",
+    store: Annotated[
+        str | None,
+        _server(
+            "Where responses and conversations are kept: a file, postgresql://USER:PASSWORD@HOST/DATABASE, or "
+            ":memory:. Default: a file in the user's data folder.",
+            envvar="CVLLM_STORE",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    store_max_size: Annotated[
+        int, _server("The store drops its oldest entries beyond this size.", parser=parse_size, metavar="SIZE")
+    ] = "4GB",  # type: ignore[assignment]
+    store_max_responses: Annotated[int, _server("And beyond so many responses.", min=1)] = 10_000,
+    store_max_days: Annotated[float, _server("And after so many days.", min=0.001)] = 30.0,
+    mcp_config: Annotated[
+        Path | None,
+        _server(
+            "A JSON file with 'mcpServers', whose tools requests may use by their servers' labels. Default: none; "
+            "write --mcp-config mcp.json for the one in this folder.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    mcp_allow: Annotated[
+        list[str] | None,
+        _server(
+            "A host of MCP servers that requests may name by a URL, such as mcp.example.com, *.example.com:443 or "
+            "127.0.0.1:9000; may be repeated. Default: none.",
+            show_default=False,
+            metavar="HOST[:PORT]",
+        ),
+    ] = None,
+    mcp_approval: Annotated[
+        McpApproval, _server("Whether calls of MCP tools wait for approval where the request does not say.")
+    ] = McpApproval.ALWAYS,
+    strict: Annotated[
+        bool,
+        _server("Refuse unknown parameters, unknown kinds of tools, images and files in requests for responses."),
+    ] = False,
     drain_seconds: Annotated[float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)] = 3.0,
     log_level: Annotated[
         LogLevel, _server("How much the server logs; info has a line for each request.")
@@ -98,7 +145,9 @@ def serve(
     if api_key == "":
         raise typer.BadParameter("the API key is empty", param_hint="--api-key")
     _claim_server_package()
+    from cvllm_jax.mcp import load_mcp_config
     from cvllm_jax.openai import AdapterConfig
+    from cvllm_jax.responses.store import StoreLimits
     from server.app import create_app
     from server.run import bind, run
     from server.settings import ServerSettings
@@ -113,7 +162,17 @@ def serve(
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
         drain_seconds=drain_seconds,
+        store=store if store is not None else _default_store(),
+        store_limits=StoreLimits(
+            max_responses=store_max_responses, max_bytes=store_max_size, max_age_secs=store_max_days * 24 * 3600
+        ),
+        mcp_servers=load_mcp_config(mcp_config) if mcp_config is not None else {},
+        mcp_allow=tuple(mcp_allow or ()),
+        mcp_approval=mcp_approval.value,
+        strict=strict,
     )
+    settings.responses_config()  # says what is wrong before the model loads, and so does the store
+    asyncio.run(_try_store(settings))
     app = create_app(settings=settings)
     with ProgressBars() as bars:
 
@@ -142,6 +201,25 @@ def serve(
         # The interpreter crashes when it is taken down under a running compiler.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _default_store() -> str:
+    """A file in the user's data folder, which is made if it is not there."""
+    base = os.environ.get("XDG_DATA_HOME")
+    folder = (Path(base) if base else Path.home() / ".local" / "share") / "cvllm-jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make {folder} for the store: {error.strerror}; choose another with --store"
+        ) from None
+    return str(folder / "responses.sqlite3")
+
+
+async def _try_store(settings: ServerSettings) -> None:
+    from cvllm_jax.responses.store import ResponseStore
+
+    await (await ResponseStore.open(settings.store, settings.store_limits)).aclose()
 
 
 def curl_line(url: str, model: str, *, has_key: bool = False, embeds: bool = False) -> str:

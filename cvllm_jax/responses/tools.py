@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from cvllm_jax.errors import ConfigError, shown
-from cvllm_jax.mcp import McpServers, McpTool, unique_names
+from cvllm_jax.mcp import McpTool, McpToolCall, McpToolResult, unique_names
 from cvllm_jax.openai.types import Message, Tool, ToolCall
 from cvllm_jax.responses.agent_types import AgentTool, ToolOutcome, ToolRunner
 
-__all__ = ["McpAgentTool", "list_mcp_tools", "mcp_agent_tools", "select_tools"]
+__all__ = ["McpAgentTool", "ToolServers", "list_mcp_tools", "mcp_agent_tools", "select_tools"]
+
+
+class ToolServers(Protocol):
+    """MCP servers by label, such as :class:`cvllm_jax.mcp.McpServers`."""
+
+    async def tools(self, label: str) -> list[McpTool]: ...
+
+    async def call(self, label: str, call: McpToolCall, timeout_secs: float | None = None) -> McpToolResult: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +40,7 @@ class McpAgentTool:
         return self.agent_tool.name
 
 
-async def list_mcp_tools(servers: McpServers, labels: Iterable[str]) -> dict[str, list[McpTool]]:
+async def list_mcp_tools(servers: ToolServers, labels: Iterable[str]) -> dict[str, list[McpTool]]:
     """The tools of several servers by label, asked for at the same time.
 
     Raises McpConnectionError for the first server that cannot be asked.
@@ -47,7 +56,7 @@ async def list_mcp_tools(servers: McpServers, labels: Iterable[str]) -> dict[str
 
 
 def mcp_agent_tools(
-    servers: McpServers, listings: Mapping[str, Sequence[McpTool]], *, taken: Collection[str] = ()
+    servers: ToolServers, listings: Mapping[str, Sequence[McpTool]], *, taken: Collection[str] = ()
 ) -> list[McpAgentTool]:
     """What the servers list, under names that are unique among themselves and not ``taken``."""
     found = [(label, tool) for label, tools in listings.items() for tool in tools]
@@ -64,7 +73,7 @@ def mcp_agent_tools(
     ]
 
 
-def _runner(servers: McpServers, label: str, name: str) -> ToolRunner:
+def _runner(servers: ToolServers, label: str, name: str) -> ToolRunner:
     async def run(call: ToolCall) -> ToolOutcome:
         result = await servers.call(label, replace(call.to_mcp_call(), name=name))
         text = Message.from_mcp_result(call.id, result).content

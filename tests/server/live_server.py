@@ -37,9 +37,14 @@ def live_server(engine=None, settings=None):
     app = create_app(engine, settings)
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="websockets-sansio"))
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([bound])), daemon=True)
+
+    async def serve():
+        await server.serve([bound])
+        await app.state.server.aclose()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
