@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 from cvllm_jax.openai import ChatCompletionRequest, FunctionDefinition, Message, Tool
 from cvllm_jax.responses.agent_types import AgentTask, AgentTool, ToolOutcome
+
+#: What the scripted model's chat template is.
+CHATML = (Path(__file__).parents[2] / "cvllm_jax" / "testing" / "chatml.jinja").read_text(encoding="utf-8")
 
 
 def call(name, **arguments):
@@ -23,6 +27,8 @@ RULES = [
     {"when": "ten megabytes", "say": call("large", size=10_000_000)},
     {"when": "delete", "say": call("delete_file", path="README.md")},
     {"when": "search", "say": f"{call('fs__search', text='a')}\n{call('slack__search', text='b')}"},
+    {"when": "weather in Paris", "say": call("get_weather", city="Paris")},
+    {"when": "celsius", "say": "It is 21 °C in Paris."},
     {"when": "sum is 5", "say": "<think>\nGood.\n</think>\n\nIt is 5."},
     {"when": "add 2 and 3", "say": f"<think>\nA sum.\n</think>\n\nLet me see.\n{call('add', a=2, b=3)}"},
     {"when": "add twice", "say": f"{call('add', a=2, b=3)}\n{call('add', a=1, b=4)}"},

@@ -5,11 +5,14 @@ import json
 from contextlib import aclosing
 
 import pytest
-from agent_script import ADD, REPEAT, run, task, tool
+from agent_script import ADD, CHATML, REPEAT, run, task, tool
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stub_engine import Script, StubEngine
 
 from cvllm_jax.errors import McpToolExecutionError
-from cvllm_jax.openai import FunctionCall, Message, RequestError, ToolCall, ToolChoice
-from cvllm_jax.openai.prompt import template_messages
+from cvllm_jax.openai import FunctionCall, Message, OpenAIAdapter, RequestError, ToolCall, ToolChoice
+from cvllm_jax.openai.prompt import check_tool_turns, template_messages
 from cvllm_jax.responses.agent import run_agent
 from cvllm_jax.responses.agent_types import (
     AgentEnded,
@@ -36,7 +39,10 @@ def work(adapter, agent_task):
     """All events; what was added must be what the chat template takes."""
     events = run(collect(adapter, agent_task))
     assert isinstance(events[-1], AgentEnded)
-    template_messages([*agent_task.chat.messages, *events[-1].messages])
+    conversation = [*agent_task.chat.messages, *events[-1].messages]
+    template_messages(conversation)
+    if not events[-1].open_calls:
+        check_tool_turns(conversation)
     return events
 
 
@@ -334,3 +340,75 @@ def test_one_limit_for_the_tokens_of_all_turns(adapter):
     assert (none_left.ending, none_left.usage.completion_tokens) == (AgentEnding.CUT, 1)
     larger = work(adapter, task("add 2 and 3", max_output_tokens=10**6))[-1]  # a limit and no demand
     assert larger.ending is AgentEnding.ANSWERED
+
+
+KINDS = ("works", "fails", "client", "denied", "asks", "unknown", "malformed")
+
+
+@st.composite
+def turns(draw):
+    """Turns of calls, each a kind and how long its tool takes, in milliseconds; then an answer."""
+    one_call = st.tuples(st.sampled_from(KINDS), st.integers(0, 5))
+    return draw(st.lists(st.lists(one_call, min_size=1, max_size=4), max_size=3))
+
+
+def spoken(calls):
+    objects = [
+        {"name": name, "arguments": [1] if name == "malformed" else {"wait": wait, "number": number}}
+        for number, (name, wait) in enumerate(calls)
+    ]
+    return "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in objects)
+
+
+@settings(deadline=None, max_examples=30)
+@given(planned=turns())
+def test_results_come_in_order_whatever_the_calls_do(planned):
+    async def works(call):
+        arguments = call.to_mcp_call().arguments
+        await asyncio.sleep(arguments["wait"] / 1000)
+        if call.function.name == "fails":
+            raise McpToolExecutionError(f"{arguments['number']} failed")
+        return ToolOutcome(text=f"{arguments['number']} worked")
+
+    async def policy(call):
+        return {"denied": Approval.DENY, "asks": Approval.ASK}.get(call.function.name, Approval.ALLOW)
+
+    tools = [tool(name, None if name == "client" else works) for name in KINDS if name != "unknown"]
+    scripts = [Script(text=spoken(calls)) for calls in planned]
+    with StubEngine([*scripts, Script(text="The end.")], template=CHATML, context=16384) as engine:
+        events = run(collect(OpenAIAdapter(engine), task("go", tools=tools, approval=policy)))
+    expected = {
+        "works": "{} worked", "fails": "Error: {} failed", "denied": "Error: this call was denied",
+        "unknown": "Error: there is no tool called 'unknown'",
+        "malformed": "Error: the arguments of 'malformed' are no JSON object",
+    }  # fmt: skip
+    stops = [{"client", "asks"} & {name for name, _ in calls} for calls in planned]
+    taken = planned[: next((index + 1 for index, stop in enumerate(stops) if stop), len(planned))]
+    closed = not any(stops)
+    messages = events[-1].messages
+    assert [message.role for message in messages] == [
+        role
+        for calls in taken
+        for role in ("assistant", *("tool" for name, _ in calls if name not in ("client", "asks")))
+    ] + ["assistant"] * closed
+    assert results(events[-1]) == [
+        expected[name].format(number)
+        for calls in taken
+        for number, (name, _) in enumerate(calls)
+        if name in expected
+    ]
+    assert [event.outcome.text for event in of(events, ToolEnded)] == results(events[-1])
+    assert [message.tool_call_id for message in messages if message.role == "tool"] == [
+        event.call.id for event in of(events, ToolEnded)
+    ]
+    assert [call.function.name for call in events[-1].open_calls] == (
+        [] if closed else [name for name, _ in taken[-1] if name in ("client", "asks")]
+    )
+    if closed:
+        assert events[-1].ending is AgentEnding.ANSWERED
+        check_tool_turns([Message.user("go"), *messages])
+    else:
+        assert events[-1].ending is (AgentEnding.APPROVAL if "asks" in stops[len(taken) - 1] else AgentEnding.CALLS)
+    pieces = "".join(event.text for event in of(events, CallArguments))
+    calls = [call for turn in of(events, TurnEnded) for call in turn.message.tool_calls or ()]
+    assert pieces == "".join(call.function.arguments for call in calls)

@@ -3,12 +3,16 @@
 import asyncio
 import json
 import os
+import runpy
+import subprocess
+import sys
 from typing import Annotated
 
 import pytest
-from conftest import wait_until_idle
+from conftest import ROOT, wait_until_idle
 from pydantic import Field
 
+import cvllm_jax.responses
 from cvllm_jax.errors import CancelledError, ConfigError, McpConnectionError, ModelLoadError, OtherError
 from cvllm_jax.mcp import McpServerConfig
 from cvllm_jax.openai import Message, RequestError
@@ -19,6 +23,7 @@ from cvllm_jax.responses import (
     Approval,
     ConversationOptions,
     ResponsesSession,
+    ResponsesSessionBuilder,
     SessionConfig,
     TextPiece,
     ToolEnded,
@@ -82,6 +87,13 @@ def test_the_specifications_example(engine, mcp_urls):
     assert result.usage.total_tokens == sum(step.usage.total_tokens for step in result.steps)
     assert [message.role for message in result.messages] == ["user"] + ["assistant", "tool"] * 3 + ["assistant"]
     check_tool_turns(result.messages)
+
+
+def test_public_names_load_and_the_package_is_cheap():
+    assert all(getattr(cvllm_jax.responses, name).__name__ for name in cvllm_jax.responses.__all__)
+    for module, heavy in (("responses", "{'pydantic', 'jax'}"), ("responses.session", "{'mcp', 'sqlalchemy'}")):
+        code = f"import sys, cvllm_jax.{module}; print(sorted({heavy} & sys.modules.keys()))"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def contents(messages):
@@ -299,6 +311,16 @@ def test_servers_from_a_file(engine, mcp_urls, tmp_path):
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
     with ResponsesSession.builder().engine(engine).mcp_config(tmp_path / "mcp.json").build_sync() as session:
         assert "read_file" in {tool.name for tool in run(session.list_tools())}
+
+
+def test_the_example_runs(engine, mcp_urls, monkeypatch, capsys):
+    monkeypatch.setattr(ResponsesSessionBuilder, "model_path", lambda builder, path: builder.engine(engine))
+    monkeypatch.setattr(sys, "argv", ["agent.py", "a-model", mcp_urls["fs"], mcp_urls["slack"]])
+    runpy.run_path(str(ROOT / "examples" / "agent.py"))
+    assert capsys.readouterr().out.splitlines() == [
+        'get_weather({"city": "Paris"}): {"city":"Paris","sky":"clear","celsius":21.0}',
+        "It is 21 °C in Paris.",
+    ]
 
 
 @pytest.mark.parametrize("leave", ["cancel", "close"])
