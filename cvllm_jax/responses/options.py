@@ -111,8 +111,11 @@ class ConversationOptions:
     def chat(self, messages: Sequence[Message]) -> ChatCompletionRequest:
         """A turn's request; raises RequestError for messages or options that are none."""
         given = {name: value for name in _CHAT_FIELDS if (value := getattr(self, name)) is not None}
-        if "stop" in given and not isinstance(given["stop"], str):
-            given["stop"] = list(given["stop"])
+        for name, value in given.items():
+            if isinstance(value, Mapping):
+                given[name] = dict(value)
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                given[name] = list(value)
         return ChatCompletionRequest.parse({"model": "", "messages": list(messages), **given})
 
     def with_max_turns(self, max_turns: int) -> Self:

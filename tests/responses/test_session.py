@@ -307,10 +307,24 @@ def test_configuration_that_makes_no_sense_is_refused(engine, tmp_path):
 
 
 def test_servers_from_a_file(engine, mcp_urls, tmp_path):
-    servers = {"fs": {"url": mcp_urls["fs"]}, "off": {"url": "http://127.0.0.1:9/mcp", "disabled": True}}
+    program = {"command": sys.executable, "args": [str(ROOT / "tests" / "mcp" / "sample_server.py")]}
+    off = {"url": "http://127.0.0.1:9/mcp", "disabled": True}
+    servers = {"fs": {"url": mcp_urls["fs"]}, "sample": program, "off": off}
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
     with ResponsesSession.builder().engine(engine).mcp_config(tmp_path / "mcp.json").build_sync() as session:
-        assert "read_file" in {tool.name for tool in run(session.list_tools())}
+        result = session.run_conversation_sync("add 2 and 3", ConversationOptions(allowed_tools=["read_file", "add"]))
+        assert [(call.server, call.result) for call in result.tool_calls_executed] == [("sample", "5")]
+
+
+def test_closing_amid_an_event_loop(engine, mcp_urls):
+    async def scenario():
+        session = await ResponsesSession.builder().engine(engine).add_mcp_server("fs", mcp_urls["fs"]).build()
+        assert await session.list_tools()
+        session.close()
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110  # connections end when the loop goes on
+            await asyncio.sleep(0.005)
+
+    run(scenario(), seconds=20)
 
 
 def test_the_example_runs(engine, mcp_urls, monkeypatch, capsys):
