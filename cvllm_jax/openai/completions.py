@@ -181,7 +181,6 @@ class Completions:
 # field -> the values that ask for nothing, besides None, and what to do instead
 _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "suffix": (("",), "this model goes on with a text and fills no gap"),
-    "best_of": ((0, 1), "ask for 'n' choices with 'logprobs' and choose among them"),
     "response_format": (({"type": "text"},), "use chat completions"),
     "structured_outputs": ((), "use chat completions"),
 }
@@ -192,6 +191,20 @@ def _refuse_unsupported(request: CompletionRequest) -> None:
         value = getattr(request, name)
         if value is not None and value not in neutral:
             raise RequestError(f"'{name}' is not supported here: {advice}.", param=name, code="unsupported_parameter")
+    best_of, n = request.best_of or 0, request.n or 1
+    if 0 < best_of < n:
+        raise RequestError(
+            "You requested that the server return more choices than it will generate (HINT: you must set 'n' "
+            f"(currently {n}) to be at most 'best_of' (currently {best_of}), or omit either parameter if you don't "
+            "specifically want to use them.)",
+            param="best_of",
+        )
+    if best_of > n:
+        raise RequestError(
+            "'best_of' is not supported here: ask for 'n' choices with 'logprobs' and choose among them.",
+            param="best_of",
+            code="unsupported_parameter",
+        )
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ def test_streams_add_up_to_the_whole_answer(adapter, fields):
         ({"prompt": [[3], [100_000]]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"), ({"prompt": 5}, "prompt"),
         ({"prompt": None}, "prompt"), ({"prompt": [5] * 300}, "prompt"), ({"max_tokens": 999}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"), ({"logprobs": 6}, "logprobs"),
-        ({"logprobs": True}, "logprobs"), ({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix"),
+        ({"logprobs": True}, "logprobs"), ({"best_of": 3, "n": 2}, "best_of"), ({"suffix": "x"}, "suffix"),
         ({"n": 0}, "n"), ({"n": 129}, "n"), ({"n": 128, "prompt": ["a"] * 17}, "n"),
         ({"stop": ""}, "stop"), ({"stop": ["a"] * 5}, "stop"),
         ({"temperature": 3}, "temperature"), ({"logit_bias": {"a": 1}}, "logit_bias"),
@@ -149,3 +149,10 @@ def test_what_is_refused(adapter, fields, param):
         adapter.completion_sync(request(**fields))
     assert caught.value.param.startswith(param)
     assert "\n" not in str(caught.value)
+
+
+def test_best_of_needs_no_choosing_where_all_are_wanted(adapter):
+    assert len(adapter.completion_sync(request(n=2, best_of=2)).choices) == 2
+    with pytest.raises(RequestError, match=r"HINT: you must set 'n' \(currently 2\) to be at most 'best_of'") as caught:
+        adapter.completion_sync(request(n=2, best_of=1))
+    assert caught.value.param == "best_of"
