@@ -4,53 +4,91 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.grammar.spec import ToolCallGrammar
 
-__all__ = ["after_text", "marked", "tool_calls"]
+__all__ = ["after_text", "around", "marked", "quoted", "tool_calls"]
+
+
+def quoted(text: str) -> str:
+    """An expression for this very text."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def marked(text: str, control_tokens: Mapping[str, int]) -> str:
     """An expression for this very text, in which what spells a control token is that token."""
     if not text:
         return ""
-    names = sorted((name for name in control_tokens if name in text), key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
     return " ".join(
-        f"<[{control_tokens[piece]}]>" if piece in control_tokens else json.dumps(piece, ensure_ascii=False)
-        for piece in pieces
+        f"<[{control_tokens[piece]}]>" if piece in control_tokens else quoted(piece)
+        for piece in _pieces(text, control_tokens)
         if piece
     )
+
+
+def _pieces(text: str, control_tokens: Mapping[str, int]) -> list[str]:
+    """The text cut at control tokens, which stand between what is plain text, empty or not."""
+    names = sorted((name for name in control_tokens if name in text), key=len, reverse=True)
+    return re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+
+
+def around(
+    opening: str, body: str, closing: str, control_tokens: Mapping[str, int], terminal: Callable[[str], str]
+) -> str:
+    """An expression for the terminal ``body`` between two texts.
+
+    What of these is no control token becomes one terminal with the body: a terminal goes on as long as it can, so that
+    of two the first would swallow the other's beginning.
+
+    Arguments:
+        terminal: names a new terminal.
+    """
+    *before, left = _pieces(opening, control_tokens)
+    right, *after = _pieces(closing, control_tokens)
+    whole = terminal(" ".join([quoted(left)] * bool(left) + [body] + [quoted(right)] * bool(right)))
+    return f"{marked(''.join(before), control_tokens)} {whole} {marked(''.join(after), control_tokens)}".strip()
 
 
 def tool_calls(grammar: ToolCallGrammar, call: str, control_tokens: Mapping[str, int]) -> str:
     """Rules whose ``answer`` is what :class:`ToolCallGrammar` describes.
 
     Arguments:
-        call: an expression for the JSON of a call.
+        call: an expression for what stands between ``begin`` and ``end``.
         control_tokens: ids by their text.
     """
-    begin, separator, end = (
-        marked(text, control_tokens) for text in (grammar.begin, grammar.separator, grammar.end)
+    opening, begin, separator, end, closing = (
+        marked(text, control_tokens)
+        for text in (grammar.opening, grammar.begin, grammar.separator, grammar.end, grammar.closing)
     )
-    rules = f"json: {call}\n"
-    calls = f"call ({separator} call)*" if grammar.parallel else "call"
+    rules = f"json: {call}\ncall: {begin} json {end}\n"
+    more = f"({separator} call)*" if grammar.parallel else ""
+    calls = f"calls: {opening} call {more} {closing}\n"
     if grammar.at_least_one:
-        return f"{rules}call: {begin} json {end}\nanswer: {calls}\n"
-    trigger = grammar.begin.rstrip()  # a call that goes on without the space is still one to who reads it
-    if not trigger:
-        text = r"TEXT: /[^\s{\[](?s:.*)/"
-        return f"{rules}call: {begin} json {end}\nanswer: {calls} | TEXT?\n{text}\n"
-    rest = marked(grammar.begin.removeprefix(trigger), control_tokens)
-    # Where the trigger begins with a control token, text must not spell it either.
-    until, rules_until = _until(trigger, control_tokens, "until", "TEXT")
-    plain = f"TEXT: /(?s:.*)/ & ~/(?s:.*){literal(trigger)}(?s:.*)/"
-    return (
-        f"{rules}{rules_until}call: {until} {rest} json {end}\n"
-        f"answer: call{'*' if grammar.parallel else '?'} TEXT\n{plain}\n"
-    )
+        return f"{rules}{calls}answer: calls\n"
+    if not grammar.trigger:
+        text = r"/[^\s{\[](?s:.*)/" + _without(grammar.not_in_text)
+        return f"{rules}{calls}answer: calls | TEXT?\nTEXT: {text}\n"
+    # A call that goes on otherwise after the trigger is still one to who reads it. Where it begins with a control
+    # token, text must not spell it either.
+    rest = marked((grammar.opening + grammar.begin).removeprefix(grammar.trigger), control_tokens)
+    text = "/(?s:.*)/" + _without((literal(grammar.trigger), *grammar.not_in_text))
+    if any(name in grammar.trigger for name in control_tokens):
+        until = f"TEXT {marked(grammar.trigger, control_tokens)}"
+    else:
+        until = "until"
+        rules += f"until[lazy]: UNTIL\nUNTIL: BEFORE_CALL {quoted(grammar.trigger)}\n"
+        rules += f"BEFORE_CALL: /(?s:.*)/{_without(grammar.not_in_text)}\n"
+    framed = bool(grammar.opening or grammar.closing)
+    calls = f"calls: {until} {rest} json {end} {more if framed else ''} {closing}\n"
+    times = "*" if grammar.parallel and not framed else "?"
+    return f"{rules}{calls}answer: calls{times} TEXT\nTEXT: {text}\n"
+
+
+def _without(patterns: Sequence[str]) -> str:
+    """What leaves out of a terminal the texts that have one of these in them."""
+    return f" & ~/(?s:.*)(?:{'|'.join(patterns)})(?s:.*)/" if patterns else ""
 
 
 def after_text(marker: str, control_tokens: Mapping[str, int]) -> str:

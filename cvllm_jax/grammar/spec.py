@@ -54,7 +54,8 @@ class LarkGrammar:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallGrammar:
-    """Calls of tools, each ``begin {"name": NAME, "arguments": {...}} end``. Made by :func:`tool_call_grammar`."""
+    """``opening`` calls ``closing``, each call ``begin {"name": NAME, "arguments": {...}} end``. Made by
+    :func:`tool_call_grammar`."""
 
     begin: str
     separator: str
@@ -64,6 +65,10 @@ class ToolCallGrammar:
     parallel: bool
     name_key: str
     arguments_key: str
+    opening: str
+    closing: str
+    trigger: str
+    not_in_text: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,10 @@ def tool_call_grammar(
     parallel: bool = True,
     name_key: str = "name",
     arguments_key: str = "arguments",
+    opening: str = "",
+    closing: str = "",
+    trigger: str | None = None,
+    not_in_text: Iterable[str] = (),
 ) -> ToolCallGrammar:
     """The grammar for a model family whose calls are JSON between markers.
 
@@ -95,9 +104,13 @@ def tool_call_grammar(
             may be empty.
         separator: what stands between two calls.
         tools: names with the schema of their arguments, which are an object always.
-        at_least_one: the answer is calls and nothing else. Otherwise it is free text, in which ``begin`` starts a
-            call; without a ``begin``, it is calls or text that does not begin like JSON.
+        at_least_one: the answer is calls and nothing else. Otherwise it is free text, in which ``trigger`` starts a
+            call; without one, it is calls or text that does not begin like JSON.
         parallel: more than one call is allowed.
+        opening, closing: what stands around all calls together.
+        trigger: what ``opening`` and ``begin`` together begin with, and text must not have in it; by default all of
+            them but for whitespace at the end.
+        not_in_text: patterns, in Rust's syntax, of what free text must not have in it, as it would be read as a call.
 
     Raises:
         GrammarError: there are no tools, or two of the same name.
@@ -108,7 +121,20 @@ def tool_call_grammar(
         raise GrammarError("a grammar for tool calls needs at least one tool")
     if len(set(names)) < len(names):
         raise GrammarError("a grammar for tool calls needs tools of different names")
-    return ToolCallGrammar(begin, separator, end, listed, at_least_one, parallel, name_key, arguments_key)
+    return ToolCallGrammar(
+        begin=begin,
+        separator=separator,
+        end=end,
+        tools=listed,
+        at_least_one=at_least_one,
+        parallel=parallel,
+        name_key=name_key,
+        arguments_key=arguments_key,
+        opening=opening,
+        closing=closing,
+        trigger=(opening + begin).rstrip() if trigger is None else trigger,
+        not_in_text=tuple(not_in_text),
+    )
 
 
 def cache_key(grammar: Grammar) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cvllm_jax.grammar import (
     JsonObjectGrammar,
@@ -13,26 +11,14 @@ from cvllm_jax.grammar import (
     LarkGrammar,
     RegexGrammar,
     lark,
-    tool_call_grammar,
 )
 from cvllm_jax.grammar.compiler import json_rule
 from cvllm_jax.grammar.patterns import literal, rewrite_pattern
-from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
+from cvllm_jax.openai.call_rules import Calls, call_grammar, call_rules
 
-__all__ = ["Calls", "ContentGrammar", "Thinking", "answer_grammar", "harmony_grammar"]
+__all__ = ["ContentGrammar", "Thinking", "answer_grammar", "harmony_grammar"]
 
 type ContentGrammar = JsonSchemaGrammar | JsonObjectGrammar | RegexGrammar
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """The calls that an answer may or must consist of."""
-
-    form: CallForm
-    tools: Sequence[tuple[str, dict[str, Any]]]
-    """Names with the schemas of their arguments."""
-    required: bool
-    parallel: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +49,9 @@ def answer_grammar(
         rules += _content(content)
         bodies.append("content")
     if calls is not None:
-        rules += _calls(calls, at_least_one=calls.required or content is not None, control_tokens=control_tokens)
+        opening = literal(thinking.opening) if thinking is not None and not thinking.begun else ""
+        at_least_one = calls.required or content is not None
+        rules += _calls(calls, at_least_one=at_least_one, control_tokens=control_tokens, not_in_text=opening)
         bodies.append("answer")
     before = ""
     if thinking is not None:
@@ -104,22 +92,15 @@ def _content(content: ContentGrammar) -> str:
             return f"content: CONTENT\nCONTENT: /{rewrite_pattern(pattern, whole=True)}/\n"
 
 
-def _calls(calls: Calls, *, at_least_one: bool, control_tokens: Mapping[str, int]) -> str:
-    form = calls.form
-    spec = tool_call_grammar(
-        form.begin, form.separator, form.end, calls.tools, at_least_one=at_least_one, parallel=calls.parallel
-    )
-    choices = " | ".join(_call(form, name, schema, control_tokens) for name, schema in calls.tools)
-    return lark.tool_calls(spec, f"({choices})", control_tokens)
-
-
-def _call(form: CallForm, name: str, schema: dict[str, Any], control_tokens: Mapping[str, int]) -> str:
-    arguments = json_rule({"type": "object", **schema})
-    if isinstance(form, JsonCalls):
-        opening = f'{{"{form.name_key}": {json.dumps(name, ensure_ascii=False)}, "{form.arguments_key}": '
-        return f'{json.dumps(opening, ensure_ascii=False)} {arguments} "}}"'
-    between = lark.marked(form.between, control_tokens)
-    return f"{json.dumps(name, ensure_ascii=False)} {between} {arguments}"
+def _calls(calls: Calls, *, at_least_one: bool, control_tokens: Mapping[str, int], not_in_text: str = "") -> str:
+    choices, rules = [], ""
+    for index, (name, schema) in enumerate(calls.tools):
+        choice, more = call_rules(calls.form, name, schema, f"t{index}", control_tokens)
+        choices.append(choice)
+        rules += more
+    # The engine's terminals are greedy: text that could begin with the opening tag would take it for itself.
+    spec = call_grammar(calls, at_least_one=at_least_one, not_in_text=not_in_text)
+    return lark.tool_calls(spec, f"({' | '.join(choices)})", control_tokens) + rules
 
 
 def _until(rule: str, marker: str, control_tokens: Mapping[str, int]) -> tuple[str, str]:

@@ -15,13 +15,13 @@ from cvllm_jax.grammar import (
     JsonSchemaGrammar,
     LarkGrammar,
     RegexGrammar,
-    tool_call_grammar,
+    ToolCallGrammar,
 )
-from cvllm_jax.grammar.compiler import json_rule
-from cvllm_jax.openai.answer_rules import Calls, ContentGrammar, Thinking, answer_grammar, harmony_grammar
+from cvllm_jax.openai.answer_rules import ContentGrammar, Thinking, answer_grammar, harmony_grammar
+from cvllm_jax.openai.call_rules import Calls, call_grammar, call_rules
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.model_format import ModelFormat
-from cvllm_jax.openai.tool_parsers.call_form import JsonCalls
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_plan import ToolPlan
 from cvllm_jax.openai.types import ChatCompletionRequest, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, Tool
 
@@ -141,19 +141,22 @@ def _calls(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat) ->
         )
     return Calls(
         form=written,
-        tools=[(tool.function.name, _parameters(tool, (request.tools or []).index(tool))) for tool in plan.callable],
+        tools=[
+            (tool.function.name, _parameters(tool, (request.tools or []).index(tool), written))
+            for tool in plan.callable
+        ],
         required=plan.required,
         parallel=plan.parallel and written.parallel,
     )
 
 
-def _parameters(tool: Tool, index: int) -> dict[str, Any]:
+def _parameters(tool: Tool, index: int, form: CallForm) -> dict[str, Any]:
     """The schema of a tool's arguments, which is checked here, where an error can name the tool."""
     schema = tool.function.parameters
     if schema is None:
-        return {"type": "object", "additionalProperties": False}
+        schema = {"type": "object", "additionalProperties": False}
     try:
-        json_rule(schema)
+        call_rules(form, tool.function.name, schema, "t", {})
     except (GrammarError, RecursionError) as error:
         reason = error if isinstance(error, GrammarError) else "it is nested too deep"
         raise RequestError(
@@ -191,20 +194,10 @@ def _grammar(
     return answer_grammar(content, calls, thinking, controls)
 
 
-def _plain_calls(calls: Calls) -> Any:
+def _plain_calls(calls: Calls) -> ToolCallGrammar | None:
     form = calls.form
-    if not isinstance(form, JsonCalls):
-        return None
-    return tool_call_grammar(
-        form.begin,
-        form.separator,
-        form.end,
-        calls.tools,
-        at_least_one=calls.required,
-        parallel=calls.parallel,
-        name_key=form.name_key,
-        arguments_key=form.arguments_key,
-    )
+    is_plain = isinstance(form, JsonCalls) and form.notation is None
+    return call_grammar(calls, at_least_one=calls.required) if is_plain else None
 
 
 def _thinking(form: ModelFormat, prompt_end: str) -> Thinking | None:

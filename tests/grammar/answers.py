@@ -126,16 +126,22 @@ def closing_tokens(tokenizer: Tokenizer, ends: tuple[bytes, ...]) -> frozenset[i
 
 
 def random_answer(
-    grammar: CompiledGrammar, tokenizer: Tokenizer, seed: int, limit: int = 400, ends: tuple[bytes, ...] = (b'"', b"}")
+    grammar: CompiledGrammar,
+    tokenizer: Tokenizer,
+    seed: int,
+    limit: int = 400,
+    ends: tuple[bytes, ...] = (b'"', b"}"),
+    begin: str = "",
 ) -> str | None:
-    """What a model with random weights writes, or None if it has not ended within the limit.
+    """What a model with random weights writes after ``begin``, or None if it has not ended within the limit.
 
     Half of the steps prefer a token that closes something, for else the strings of a small vocabulary never end.
     """
     random = np.random.default_rng(seed)
     matcher = grammar.matcher()
     closes = closing_tokens(tokenizer, ends)
-    written: list[int] = []
+    written = byte_ids(tokenizer, begin) if begin else []
+    assert follow(matcher, written, grammar.vocabulary_size)
     for _ in range(limit):
         tokens = allowed(matcher, grammar.vocabulary_size)
         closing = closes.intersection(tokens)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from stub_engine import StubEngine
 
-sys.path.append(str(Path(__file__).parent))  # modules that these tests share; importlib mode adds no folder by itself
+# modules that these tests share, some with the grammars' own; importlib mode adds no folder by itself
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "grammar")]
 
 from answer_script import CHATML, SCRIPT
 

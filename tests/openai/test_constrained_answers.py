@@ -17,7 +17,8 @@ from cvllm_jax.openai import (
     ToolChoice,
     get_tool_parser,
 )
-from cvllm_jax.openai.answer_rules import Calls, Thinking, answer_grammar, harmony_grammar
+from cvllm_jax.openai.answer_rules import Thinking, answer_grammar, harmony_grammar
+from cvllm_jax.openai.call_rules import Calls
 
 PLACE = {
     "type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"],
@@ -169,6 +170,11 @@ WRITTEN = {
     ("mistral", "[ARGS]"): f"[TOOL_CALLS]get_weather[ARGS]{ARGUMENTS}",
     ("deepseek_v3", ""): f"{BEGIN}get_weather<｜tool▁sep｜>{ARGUMENTS}{END}",
     ("deepseek_v3", "```json"): f"{BEGIN}function<｜tool▁sep｜>get_weather\n```json\n{ARGUMENTS}\n```{END}",
+    ("pythonic", ""): '[get_weather(location="Rome")]',
+    ("pythonic", "<|python_start|>"): '<|python_start|>[get_weather(location="Rome")]<|python_end|>',
+    ("qwen3_coder", ""): (
+        "<tool_call>\n<function=get_weather>\n<parameter=location>\nRome\n</parameter>\n</function>\n</tool_call>"
+    ),
     ("granite", ""): f"<|tool_call|>[{JSON_CALL}]",
     ("phi4_mini", ""): f"<|tool_call|>[{JSON_CALL}]<|/tool_call|>",
     ("phi4_mini", "functools"): f"functools[{JSON_CALL}]",
@@ -203,7 +209,7 @@ def test_calls_are_written_as_they_are_read(scripted, form, required):
     assert takes(scripted, grammar, before + text)
     assert takes(scripted, grammar, plain) is not required
     assert not takes(scripted, grammar, text.replace("location", "place"))
-    _, found = parser.parse(text)
+    _, found = parser.parse(text, [tool.model_dump() for tool in TOOLS])
     assert [(call.name, call.arguments) for call in found] == [("get_weather", ARGUMENTS)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, NamedCalls
 from cvllm_jax.openai.tool_parsers.json_scanner import json_value
@@ -31,15 +32,18 @@ class DeepSeekV3Parser(ToolParser):
     markers = (_CALLS_BEGIN, _CALLS_END, _BEGIN, _SEPARATOR, _END)
 
     def call_form(self, chat_template: str) -> CallForm:
-        before, between, after = "", _SEPARATOR, _END
+        before, between, after, separator = "", _SEPARATOR, _END, ""
         if "```json" in chat_template:
-            before, between, after = f"function{_SEPARATOR}", "\n```json\n", f"\n```{_END}"
+            before, between, after, separator = f"function{_SEPARATOR}", "\n```json\n", f"\n```{_END}", "\n"
         return NamedCalls(
-            begin=f"{_CALLS_BEGIN}{_BEGIN}{before}",
+            opening=_CALLS_BEGIN,
+            begin=f"{_BEGIN}{before}",
             between=between,
-            separator="",
-            end=f"{after}{_CALLS_END}",
-            parallel=False,
+            separator=separator,
+            end=after,
+            closing=_CALLS_END,
+            trigger=_CALLS_BEGIN,
+            not_in_text=(literal(_BEGIN),),
         )
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:

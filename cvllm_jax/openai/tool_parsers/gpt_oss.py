@@ -46,9 +46,10 @@ class GptOssParser(ToolParser):
         self._reports_calls = reports_calls
 
     def call_form(self, chat_template: str) -> CallForm:
-        # The token that closes a call ends the answer, so a grammar has it there in any case.
+        # A message holds one call, and the token that closes it ends the answer: the model makes the next call when it
+        # has seen the first one's result. So there is one, and a grammar has that token after it in any case.
         begin = f"{_CHANNEL}commentary to={_NAMESPACE}"
-        return NamedCalls(begin=begin, between=f" <|constrain|>json{_MESSAGE}", separator="", end="", parallel=False)
+        return NamedCalls(begin=begin, between=f" <|constrain|>json{_MESSAGE}", end="", parallel=False)
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         content, reasoning = _Lines(output.content), _Lines(output.reasoning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.tagged_json import TaggedJsonParser
 
@@ -19,4 +20,12 @@ class GraniteParser(TaggedJsonParser):
     markers = ("<|tool_call|>", "<tool_call>", "</tool_call>")
 
     def call_form(self, chat_template: str) -> CallForm:
-        return JsonCalls(begin="<|tool_call|>[", separator="", end="]", parallel=False)
+        return JsonCalls(
+            opening="<|tool_call|>[",
+            begin="",
+            separator=", ",
+            end="",
+            closing="]",
+            trigger="<|tool_call|>",
+            not_in_text=(literal("<tool_call>"),),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.json_calls import json_calls
@@ -12,6 +13,8 @@ from cvllm_jax.openai.tool_parsers.reader import Steps, TextReader
 __all__ = ["Llama3JsonParser"]
 
 _MARKER = "<|python_tag|>"
+# The beginning of an object that has a name, in any spelling: with arguments it is a call wherever it stands.
+_NAMED_OBJECT = r"\{(?s:.*)\x22(?:n|\\u006[eE])(?:a|\\u0061)(?:m|\\u006[dD])(?:e|\\u0065)\x22"
 
 
 class Llama3JsonParser(ToolParser):
@@ -27,7 +30,13 @@ class Llama3JsonParser(ToolParser):
     markers = (_MARKER,)
 
     def call_form(self, chat_template: str) -> CallForm:
-        return JsonCalls(begin="", separator="; ", end="", arguments_key="parameters")
+        return JsonCalls(
+            begin="",
+            separator="; ",
+            end="",
+            arguments_key="parameters",
+            not_in_text=(literal(_MARKER), _NAMED_OBJECT),
+        )
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         while (opening := (yield from reader.until((_MARKER, "{", "["), output.content))) is not None:

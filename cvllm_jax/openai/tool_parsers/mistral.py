@@ -35,8 +35,10 @@ class MistralParser(ToolParser):
 
     def call_form(self, chat_template: str) -> CallForm:
         if _ARGUMENTS in chat_template:
-            return NamedCalls(begin=_MARKER, between=_ARGUMENTS, separator="", end="")
-        return JsonCalls(begin=f"{_MARKER} [", separator="", end="]", parallel=False)
+            return NamedCalls(begin=_MARKER, between=_ARGUMENTS, end="")
+        return JsonCalls(
+            opening=f"{_MARKER} [", begin="", separator=", ", end="", closing="]", trigger=_MARKER
+        )
 
     @staticmethod
     def new_id() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_parsers.tagged_json import TaggedJsonParser
 
@@ -20,5 +21,13 @@ class Phi4MiniParser(TaggedJsonParser):
     markers = ("functools", "<|tool_call|>", "<|/tool_call|>")
 
     def call_form(self, chat_template: str) -> CallForm:
-        begin, end = ("functools[", "]") if "functools" in chat_template else ("<|tool_call|>[", "]<|/tool_call|>")
-        return JsonCalls(begin=begin, separator="", end=end, parallel=False)
+        (opening, closing), (other, _) = self.tags if "functools" in chat_template else reversed(self.tags)
+        return JsonCalls(
+            opening=f"{opening}[",
+            begin="",
+            separator=", ",
+            end="",
+            closing=f"]{closing}",
+            trigger=opening,
+            not_in_text=(literal(other),),
+        )

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import Any
 
-from cvllm_jax.openai.tool_parsers.argument_types import dump
+from cvllm_jax.openai.tool_parsers.argument_types import dump, parsed
 
 __all__ = ["json_of_literal"]
 
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _KNOWN_ESCAPES = frozenset("\\'\"abfnrtvxuUN01234567\n")
+_TOKEN = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[A-Za-z_]\w*|[^'"A-Za-z_]+|.""", re.DOTALL)
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 def json_of_literal(source: str) -> str:
     """JSON text of the literal ``source``; of ``source`` itself, as a string, if it is none that JSON can express.
 
-    JSON's own words for true, false and null count as literals too.
+    JSON counts as a literal too, whole or within Python's: what is JSON but for Python's words and strings is passed
+    on as it is written.
     """
     source = source.strip()
+    try:
+        text = "".join(map(_json_token, _TOKEN.findall(source)))
+        parsed(text)
+        return text
+    except (ValueError, SyntaxError, RecursionError):
+        pass  # other literals: tuples, strings in three quotes
     try:
         value = _value(ast.parse(_ESCAPE.sub(_plain_escape, source), mode="eval").body)
         return dump(value)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return dump(source)
+
+
+def _json_token(token: str) -> str:
+    """JSON's spelling of a token: of Python's words, and of strings that are not JSON's already."""
+    if token[0] not in "\"'":
+        return _PYTHON_WORDS.get(token, token)
+    try:
+        json.loads(token)
+        return token
+    except ValueError:
+        return dump(_value(ast.parse(_ESCAPE.sub(_plain_escape, token), mode="eval").body))
 
 
 def _plain_escape(match: re.Match[str]) -> str:

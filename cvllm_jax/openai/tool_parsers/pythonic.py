@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, PythonCalls
+from cvllm_jax.openai.tool_parsers.notations import PYTHON
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
 from cvllm_jax.openai.tool_parsers.python_literals import json_of_literal
@@ -15,7 +18,9 @@ __all__ = ["PythonicParser"]
 
 _OPENINGS = ("<|python_start|>", "<|python_tag|>")
 _CLOSING = "<|python_end|>"
-_NAME = re.compile(r"[\w.]*")
+_NAME = re.compile(r"[\w.:/-]*")
+_PLAIN_NAME = re.compile(r"[\w.-]+")
+"""Other names, such as addresses, are those of declared tools only: a link may begin an answer too."""
 _CODE = re.compile(r"[^\"'()\[\]{},]*")
 _IN_STRING = {"'": re.compile(r"[^'\\]*"), '"': re.compile(r'[^"\\]*')}
 _ARGUMENT = re.compile(r"\s*(\w+)\s*=(?!=)")
@@ -33,6 +38,19 @@ class PythonicParser(ToolParser):
 
     name = "pythonic"
     markers = (*_OPENINGS, _CLOSING)
+
+    def call_form(self, chat_template: str) -> CallForm:
+        marked = _OPENINGS[0] in chat_template
+        return PythonCalls(
+            begin="",
+            end="",
+            separator=", ",
+            opening=f"{_OPENINGS[0]}[" if marked else "[",
+            closing=f"]{_CLOSING}" if marked else "]",
+            trigger="",
+            not_in_text=tuple(map(literal, _OPENINGS)),
+            notation=PYTHON,
+        )
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         reader.hold()
@@ -53,11 +71,13 @@ class PythonicParser(ToolParser):
             name: list[str] = []
             yield from reader.run(_NAME, name.append)
             yield from reader.spaces()
-            if not name or (yield from reader.literal("(")) is None:
+            function = "".join(name)
+            known = types.has(function) or _PLAIN_NAME.fullmatch(function)
+            if not known or (yield from reader.literal("(")) is None:
                 return
             reader.release()
-            output.start("".join(name))
-            whole = yield from _Arguments(reader, output, types.names("".join(name))).read()
+            output.start(function)
+            whole = yield from _Arguments(reader, output, types.names(function)).read()
             reader.hold()
             if not whole:
                 return

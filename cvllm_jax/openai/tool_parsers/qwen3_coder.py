@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes, json_of
+from cvllm_jax.openai.tool_parsers.call_form import CallForm, TaggedCalls
+from cvllm_jax.openai.tool_parsers.notations import json_without
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
 from cvllm_jax.openai.tool_parsers.reader import Steps, TextReader, discard
@@ -15,6 +18,7 @@ __all__ = ["Qwen3CoderParser"]
 _CALL, _CALL_END = "<tool_call>", "</tool_call>"
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+_VALUE_ENDS = (_PARAMETER_END, _PARAMETER, _FUNCTION_END, _CALL_END)
 _NAME = re.compile(r"[^\s<>]*")
 
 
@@ -31,6 +35,20 @@ class Qwen3CoderParser(ToolParser):
 
     name = "qwen3_coder"
     markers = (_CALL, _CALL_END)
+
+    def call_form(self, chat_template: str) -> CallForm:
+        return TaggedCalls(
+            begin=f"{_CALL}\n{_FUNCTION}",
+            between=">\n",
+            before=_PARAMETER,
+            after=">\n",
+            close=f"\n{_PARAMETER_END}\n",
+            end=f"{_FUNCTION_END}\n{_CALL_END}",
+            separator="\n",
+            trigger=_CALL,
+            not_in_text=(literal(_FUNCTION),),
+            notation=json_without(_VALUE_ENDS),
+        )
 
     def read(self, reader: TextReader, output: Output, types: ArgumentTypes) -> Steps[None]:
         while (yield from reader.until((_CALL, _FUNCTION), output.content)) is not None:
@@ -90,16 +108,15 @@ class _Arguments:
         output.arguments((", " if self._opened else "{") + json.dumps(name, ensure_ascii=False) + ": ")
         self._opened = True
         types = self._types.of(self._function, name)
-        ends = (_PARAMETER_END, _PARAMETER, _FUNCTION_END, _CALL_END)
         if set(types) <= {"string"}:
             output.arguments('"')
             value = _StringValue(output)
-            end = yield from reader.until(ends, value.write, cut=discard)
+            end = yield from reader.until(_VALUE_ENDS, value.write, cut=discard)
             if end is not None:
                 output.arguments('"')
         else:
             text: list[str] = []
-            end = yield from reader.until(ends, text.append, cut=discard)
+            end = yield from reader.until(_VALUE_ENDS, text.append, cut=discard)
             if end is not None:
                 output.arguments(json_of("".join(text).removesuffix("\n"), types))
         yield from reader.literal(_PARAMETER_END)
