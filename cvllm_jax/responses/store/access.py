@@ -20,7 +20,7 @@ from cvllm_jax.responses.store.errors import (
     DuplicateIdError,
     ResponseNotFoundError,
 )
-from cvllm_jax.responses.store.items import EncodedItem, append_items, check_new_ids, size_of
+from cvllm_jax.responses.store.items import EncodedItem, append_items, check_new_ids, next_position, size_of
 from cvllm_jax.responses.store.records import StoreLimits
 from cvllm_jax.responses.store.schema import ItemList, RecordKind, RecordState, records
 
@@ -102,8 +102,8 @@ class Access:
 
         Comes last in a transaction: everyone waits for the row of totals, so who has it must not wait for anything.
         """
-        await add_to_totals(connection, responses=responses, conversations=conversations, size=size)
-        await evict(connection, self.limits, self.clock())
+        usage = await add_to_totals(connection, responses=responses, conversations=conversations, size=size)
+        await evict(connection, self.limits, usage)
 
     async def remove(self, connection: AsyncConnection, kind: RecordKind, row: Record) -> None:
         await connection.execute(delete(records).where(records.c.seq == row.seq))
@@ -150,6 +150,8 @@ class Access:
             DuplicateIdError: an item has the id of another one.
         """
         await check_new_ids(connection, row.seq, [item.id for item in encoded])
-        await append_items(connection, row.seq, ItemList.CONVERSATION, encoded)
+        await append_items(
+            connection, row.seq, ItemList.CONVERSATION, encoded, start=await next_position(connection, row.seq)
+        )
         state = {"state": RecordState.IDLE, "owner": None, "holder": None} if unlock else {}
         return await self.resize(connection, row, size_of(encoded), used_at=self.clock(), **state)

@@ -1,8 +1,8 @@
 """How much is stored, and what goes when it is too much.
 
 The totals are one row that every transaction changes together with what it counts. Eviction is part of the transaction
-that exceeds a limit: it costs a walk along an index, and what others see never exceeds the limits, but for
-what is in progress.
+that exceeds a limit: it walks along an index, and nobody ever sees more than the limits, but for what is in progress.
+Age is looked at from time to time only.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from cvllm_jax.responses.store.errors import StoreLimitError
 from cvllm_jax.responses.store.records import StoreLimits, StoreUsage
 from cvllm_jax.responses.store.schema import RecordKind, RecordState, records, totals
 
-__all__ = ["add_to_totals", "check_size", "evict", "read_totals"]
+__all__ = ["add_to_totals", "check_size", "evict", "expire", "read_totals"]
 
 _BATCH = 100
+_TOTALS = (totals.c.responses, totals.c.conversations, totals.c.bytes)
 
 
 def check_size(size: int, limits: StoreLimits) -> None:
@@ -31,53 +32,47 @@ def check_size(size: int, limits: StoreLimits) -> None:
 
 async def add_to_totals(
     connection: AsyncConnection, *, responses: int = 0, conversations: int = 0, size: int = 0
-) -> None:
-    await connection.execute(
-        update(totals).values(
-            responses=totals.c.responses + responses,
-            conversations=totals.c.conversations + conversations,
-            bytes=totals.c.bytes + size,
-        )
+) -> StoreUsage:
+    """Count what this transaction changes, and lock the row of totals; returns the new ones."""
+    change = update(totals).values(
+        responses=totals.c.responses + responses,
+        conversations=totals.c.conversations + conversations,
+        bytes=totals.c.bytes + size,
     )
+    return StoreUsage(**(await connection.execute(change.returning(*_TOTALS))).one()._mapping)
 
 
 async def read_totals(connection: AsyncConnection) -> StoreUsage:
-    row = (await connection.execute(select(totals))).one()
-    return StoreUsage(responses=row.responses, conversations=row.conversations, bytes=row.bytes)
+    return StoreUsage(**(await connection.execute(select(*_TOTALS))).one()._mapping)
 
 
-async def evict(connection: AsyncConnection, limits: StoreLimits, now: float) -> None:
-    """Delete the oldest until the limits are kept. Comes after ``add_to_totals``, which locks the row of totals."""
-    if limits.max_age_secs is not None:
-        while await _delete_oldest(connection, records.c.used_at < now - limits.max_age_secs):
-            pass
-    usage = await read_totals(connection)
+async def evict(connection: AsyncConnection, limits: StoreLimits, usage: StoreUsage) -> None:
+    """Delete the oldest until they are no more than the limits say. ``usage``: as ``add_to_totals`` returned it."""
     for kind, limit in (
         (RecordKind.RESPONSE, limits.max_responses),
         (RecordKind.CONVERSATION, limits.max_conversations),
     ):
         while limit is not None and (excess := _count(usage, kind) - limit) > 0:
-            gone = await _delete_oldest(connection, records.c.kind == kind, count=min(excess, _BATCH))
-            if gone is None:
+            left = await _delete_oldest(connection, records.c.kind == kind, count=min(excess, _BATCH))
+            if left is None:
                 break
-            usage = _minus(usage, gone)
+            usage = left
     while limits.max_bytes is not None and (excess := usage.bytes - limits.max_bytes) > 0:
-        gone = await _delete_oldest(connection, size=excess)
-        if gone is None:
+        left = await _delete_oldest(connection, size=excess)
+        if left is None:
             break
-        usage = _minus(usage, gone)
+        usage = left
+
+
+async def expire(connection: AsyncConnection, limits: StoreLimits, now: float) -> None:
+    """Delete what is older than the limits say."""
+    if limits.max_age_secs is not None:
+        while await _delete_oldest(connection, records.c.used_at < now - limits.max_age_secs):
+            pass
 
 
 def _count(usage: StoreUsage, kind: RecordKind) -> int:
     return usage.responses if kind is RecordKind.RESPONSE else usage.conversations
-
-
-def _minus(usage: StoreUsage, gone: StoreUsage) -> StoreUsage:
-    return StoreUsage(
-        responses=usage.responses - gone.responses,
-        conversations=usage.conversations - gone.conversations,
-        bytes=usage.bytes - gone.bytes,
-    )
 
 
 async def _delete_oldest(
@@ -85,7 +80,7 @@ async def _delete_oldest(
 ) -> StoreUsage | None:
     """Delete up to ``count`` of the oldest that nothing makes or uses, but not more than make ``size`` bytes.
 
-    Returns what went, or None if nothing did.
+    Returns what is left, or None if nothing went.
     """
     candidates = await connection.execute(
         select(records.c.seq, records.c.kind, records.c.bytes)
@@ -105,7 +100,5 @@ async def _delete_oldest(
         freed += row.bytes
     if not victims:
         return None
-    gone = StoreUsage(responses=responses, conversations=len(victims) - responses, bytes=freed)
     await connection.execute(delete(records).where(records.c.seq.in_(victims)))
-    await add_to_totals(connection, responses=-gone.responses, conversations=-gone.conversations, size=-gone.bytes)
-    return gone
+    return await add_to_totals(connection, responses=-responses, conversations=responses - len(victims), size=-freed)

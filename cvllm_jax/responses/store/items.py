@@ -38,13 +38,16 @@ def encode_items(values: Sequence[JsonObject]) -> list[EncodedItem]:
 
     Raises:
         StoreValueError: one is no JSON object with an ``id``.
+        DuplicateIdError: two have the same.
     """
-    encoded = []
+    encoded: dict[str, EncodedItem] = {}
     for value in values:
         if not isinstance(value, dict):
             raise StoreValueError(f"an item must be a JSON object, not a {type(value).__name__}")
-        encoded.append(EncodedItem(check_id(value.get("id")), to_json(value)))
-    return encoded
+        item = EncodedItem(check_id(value.get("id")), to_json(value))
+        if encoded.setdefault(item.id, item) is not item:
+            raise DuplicateIdError(item.id)  # paging from an id needs one place to go on from
+    return list(encoded.values())
 
 
 def size_of(encoded: Sequence[EncodedItem]) -> int:
@@ -52,18 +55,23 @@ def size_of(encoded: Sequence[EncodedItem]) -> int:
 
 
 async def append_items(
-    connection: AsyncConnection, record: int, kind: ItemList, encoded: Sequence[EncodedItem]
+    connection: AsyncConnection, record: int, kind: ItemList, encoded: Sequence[EncodedItem], *, start: int = 0
 ) -> None:
-    """Add items at the end of a list. Whoever does it has locked the record."""
+    """Add items to a list from the position ``start`` on. Whoever does it has locked the record."""
     if not encoded:
         return
-    last = select(func.max(items.c.position)).where(items.c.record == record, items.c.list == kind)
-    start = ((await connection.execute(last)).scalar() or 0) + 1
     rows: list[dict[str, Any]] = [
         {"record": record, "list": int(kind), "position": position, "id": item.id, "body": item.body}
         for position, item in enumerate(encoded, start)
     ]
     await connection.execute(insert(items), rows)
+
+
+async def next_position(connection: AsyncConnection, record: int) -> int:
+    """Where a conversation goes on."""
+    last = select(func.max(items.c.position)).where(items.c.record == record, items.c.list == ItemList.CONVERSATION)
+    found = (await connection.execute(last)).scalar()
+    return 0 if found is None else found + 1
 
 
 async def check_new_ids(connection: AsyncConnection, record: int, ids: Sequence[str]) -> None:
@@ -125,8 +133,7 @@ async def read_page(
     rows = select(items.c.body).where(*mine).order_by(position if order == "asc" else position.desc())
     for cursor, comes_later in ((after, True), (before, False)):
         if cursor is not None:
-            # an input may name an item twice: the first one counts
-            at = (await connection.execute(select(func.min(position)).where(*mine, items.c.id == cursor))).scalar()
+            at = (await connection.execute(select(position).where(*mine, items.c.id == cursor))).scalar()
             if at is None:
                 raise ItemNotFoundError(cursor)
             rows = rows.where(position > at if comes_later == (order == "asc") else position < at)

@@ -125,9 +125,10 @@ def _is_at(file: int, path: str) -> bool:
 class AdvisoryLockOwner:
     """Holds an advisory lock of PostgreSQL in a session of its own."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Any]], errors: tuple[type[Exception], ...]) -> None:
         self.id = _new_id()
         self._connect = connect
+        self._errors = errors  # of a connection that does not work
         self._session: Any = None
         self._busy = asyncio.Lock()  # a session runs one statement at a time
 
@@ -148,12 +149,17 @@ class AdvisoryLockOwner:
         return {row["id"] for row in rows}
 
     async def _held(self) -> Any:
-        if self._session is not None and not self._session.is_closed():
-            await self._session.execute("SELECT 1")  # notices a connection that is gone without a word
-            return self._session
-        self._session = await self._connect()
-        await self._session.execute("SELECT pg_advisory_lock($1)", self.id)
-        return self._session
+        if self._session is not None:
+            try:
+                await self._session.execute("SELECT 1")
+                return self._session
+            except self._errors:  # the connection is gone, and the lock with it
+                self._session.terminate()
+                self._session = None
+        session = await self._connect()
+        await session.execute("SELECT pg_advisory_lock($1)", self.id)
+        self._session = session
+        return session
 
     def traces(self) -> set[int]:
         return set()

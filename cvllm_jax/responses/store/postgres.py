@@ -37,8 +37,7 @@ class PostgresDatabase(Database):
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_LOCK})
 
     def _is_driver_error(self, error: Exception) -> bool:
-        asyncpg = _driver()
-        return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError)
+        return isinstance(error, _driver_errors())
 
     def _failure(self, error: BaseException) -> StoreUnavailableError:
         state = getattr(error, "sqlstate", None) or ""
@@ -78,7 +77,9 @@ async def open_postgres(url: str, *, timeout_secs: float) -> PostgresDatabase:
         hide_parameters=True,
     )
     snapshots = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    database = PostgresDatabase(name, owner=AdvisoryLockOwner(connect), reader=snapshots, writer=engine)
+    database = PostgresDatabase(
+        name, owner=AdvisoryLockOwner(connect, (OSError, *_driver_errors())), reader=snapshots, writer=engine
+    )
     try:
         await _check(database)
         await database.prepare()
@@ -95,13 +96,17 @@ def _driver() -> Any:
         raise ConfigError("a store in PostgreSQL needs asyncpg: pip install 'cvllm-jax[postgres]'") from None
 
 
+def _driver_errors() -> tuple[type[Exception], ...]:
+    return _driver().PostgresError, _driver().InterfaceError
+
+
 async def _check(database: PostgresDatabase) -> None:
-    try:
-        with database.failures():
+    with database.failures():
+        try:
             await database.owner.hold()
-    except (ValueError, _driver().ClientConfigurationError):
-        # its message quotes the URL
-        raise ConfigError(_UNREADABLE) from None
+        except (ValueError, _driver().ClientConfigurationError):
+            # its message may quote the URL
+            raise ConfigError(_UNREADABLE) from None
 
 
 _UNREADABLE = (

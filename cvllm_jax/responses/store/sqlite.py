@@ -22,6 +22,7 @@ from cvllm_jax.responses.store.schema import version
 __all__ = ["SqliteDatabase", "open_memory", "open_sqlite"]
 
 _READERS = 4
+_MIN_SQLITE = (3, 35)  # RETURNING
 _PRAGMAS = (
     "foreign_keys = ON",
     # with WAL: kill -9 loses nothing; a power cut may lose the last transactions, whole
@@ -107,6 +108,9 @@ async def open_sqlite(path: Path, *, timeout_secs: float) -> SqliteDatabase:
 def _engine(path: str, *, begin: str, timeout_secs: float, pool_size: int | None = None) -> AsyncEngine:
     # writers wait here for their turn, at most as long as those before them may wait for another process
     pool: dict[str, Any] = {} if pool_size is None else {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 600}
+    if sqlite3.sqlite_version_info < _MIN_SQLITE:
+        needed = ".".join(map(str, _MIN_SQLITE))
+        raise ConfigError(f"the store needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}")
     try:
         engine = create_async_engine(
             URL.create("sqlite+aiosqlite", database=path),

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cvllm_jax.responses.store.access import Access, Record
-from cvllm_jax.responses.store.accounting import check_size, read_totals
+from cvllm_jax.responses.store.accounting import check_size, expire, read_totals
 from cvllm_jax.responses.store.chain import read_chain
 from cvllm_jax.responses.store.conversations import Conversations
 from cvllm_jax.responses.store.encoding import check_id, from_json, to_json
@@ -132,7 +132,7 @@ class ResponseStore:
             conversation_id: is used by nothing else until this response is finished.
 
         Raises:
-            DuplicateIdError: the id is taken, or the conversation already has an item with the id of one of these.
+            DuplicateIdError: the id is taken, or that of an item, by another one or in the conversation.
             PreviousResponseNotFoundError: there is no such response.
             ConversationNotFoundError, ConversationLockedError: there is none, or another response uses it.
             StoreValueError, StoreLimitError: it cannot be stored.
@@ -186,7 +186,7 @@ class ResponseStore:
         Raises:
             ResponseNotFoundError: it was deleted meanwhile; its conversation is still to be unlocked.
             ResponseClosedError: it was finished already.
-            DuplicateIdError: its conversation already has an item with the id of one of these.
+            DuplicateIdError: the id of an item is taken, by another one or in the conversation.
             StoreValueError, StoreLimitError: it cannot be stored; it is still in progress.
         """
         body, encoded = to_json(response), encode_items(output_items)
@@ -308,6 +308,7 @@ class ResponseStore:
             active = select(records.c.owner).where(records.c.state == RecordState.ACTIVE).distinct()
             others = {*(await connection.execute(active)).scalars(), *traces} - {owner}
             await self._orphan(connection, await self._database.owner.dead(others))
+            await expire(connection, self._access.limits, self._access.clock())
             await self._access.count(connection, size=0)
 
     async def _keep_sweeping(self) -> None:
