@@ -22,6 +22,7 @@ from cvllm_jax.errors import McpConnectionError
 from cvllm_jax.mcp.access import UrlPolicy
 from cvllm_jax.mcp.config import McpServerConfig
 from cvllm_jax.mcp.http import MAX_RESULT_BYTES, Exchange, McpHttpClient, current_exchange
+from cvllm_jax.mcp.incoming import bounded_messages
 from cvllm_jax.mcp.stdio import stdio_transport
 
 __all__ = ["AnsweredError", "Connection", "NoAnswerError"]
@@ -31,6 +32,7 @@ logging.getLogger("mcp").addHandler(logging.NullHandler())
 
 #: In the place of HTTP errors without a JSON-RPC message.
 _SDK_STAND_INS = frozenset({"Not Found", "Session terminated", "Server returned an error response"})
+_SDK_STREAM_ENDS = ("Connection closed", "SSE stream ")
 
 #: The SDK reports the end of a connection before its cause.
 _CAUSE_SECS = 1.0
@@ -114,26 +116,27 @@ class Connection:
         try:
             return call.result()
         except MCPError as error:
-            if error.code == CONNECTION_CLOSED and exchange.cause is None:
+            if error.message == _SDK_STREAM_ENDS[0] and exchange.cause is None:
                 await asyncio.wait({self._lost}, timeout=_CAUSE_SECS)
             raise self._failure(error, exchange) from error
         except ValidationError as error:
             raise AnsweredError("its answer is no valid MCP result") from error
 
-    def _failure(self, error: MCPError, exchange: Exchange) -> Exception:
+    def _failure(self, error: MCPError, exchange: Exchange) -> NoAnswerError | AnsweredError:
+        """What the SDK's error means for a request, as HTTP saw it."""
         said = self._config.redacted(error.message)
         if exchange.failure is not None:
             return NoAnswerError(exchange.failure, refused=exchange.refused)
-        if error.code == CONNECTION_CLOSED:
+        if error.code == CONNECTION_CLOSED and said.startswith(_SDK_STREAM_ENDS):  # servers use the code too
             cause = self._lost.result() if self._lost.done() else "it closed the connection before it answered"
             return NoAnswerError(cause, refused=exchange.refused)
         if error.code == PARSE_ERROR:
             return NoAnswerError("its answer is no JSON-RPC message", refused=False)
         # 400 is how many servers answer to a session that they no longer know
-        if exchange.refused or (exchange.status == 400 and self._has_session) or said in _SDK_STAND_INS:
-            cause = exchange.cause or said
-            refused = exchange.refused or exchange.status == 400
-            return NoAnswerError(cause if said in _SDK_STAND_INS else f"{cause}: {said}", refused=refused)
+        refused = exchange.refused or (exchange.status == 400 and self._has_session)
+        if refused or said in _SDK_STAND_INS:
+            status = exchange.cause or said
+            return NoAnswerError(status if said in _SDK_STAND_INS else f"{status}: {said}", refused=refused)
         return AnsweredError(said)
 
     @property
@@ -195,7 +198,7 @@ class Connection:
 
     async def _serve(self, kind: _Kind) -> None:
         client = Client(
-            self._transport(kind),
+            bounded_messages(self._transport(kind)),
             mode="legacy" if kind == "sse" else "auto",
             client_info=Implementation(name="cvllm-jax", version=__version__),
             cache=None,
@@ -227,6 +230,8 @@ class Connection:
     def _cause(self, error: BaseException) -> str:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
+        if isinstance(error, MCPError):
+            return str(self._failure(error, self._exchange))
         if self._exchange.cause is not None:
             return self._exchange.cause
         if isinstance(error, TimeoutError):

@@ -44,12 +44,15 @@ class Exchange:
         """The server may have read a request."""
         self.received = 0
         """Bytes of answers."""
+        self.answered = False
+        """A JSON answer has been read to its end: there is no other to come."""
 
     def begin(self, *, sent: bool) -> None:
         """The operation's request is made, perhaps for the second time."""
         self.status = self.failure = None
         self.sent = sent
         self.received = 0
+        self.answered = False
 
     @property
     def refused(self) -> bool:
@@ -98,14 +101,19 @@ class McpHttpClient(httpx2.AsyncClient):
         self._on_stream_end = on_stream_end
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        if self._on_stream_end is None and request.method == "GET" and "last-event-id" not in request.headers:
+            # The stream for messages that belong to no request, which nobody here waits for: as if there were none.
+            return httpx2.Response(HTTPStatus.METHOD_NOT_ALLOWED, request=request)
         exchange = current_exchange.get()
+        is_courtesy = _needs_no_answer(request)
+        if is_courtesy or (request.method == "GET" and exchange.sent):
+            exchange = Exchange()  # what becomes of it says nothing about the operation's own request
         exchange.status = exchange.failure = None
-        limit = _COURTESY_SECS if _needs_no_answer(request) else None
         try:
             if self._policy is not None:
                 self._policy.check_form(str(request.url))
             exchange.sent = True
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(_COURTESY_SECS if is_courtesy else None):
                 response = await super().send(request, **options)
         except (McpConnectionError, *_NETWORK_ERRORS, TimeoutError) as error:
             if isinstance(error, (McpConnectionError, *_CONNECT_ERRORS)):
@@ -121,7 +129,9 @@ class McpHttpClient(httpx2.AsyncClient):
             elif response.next_request is not None:
                 host = response.next_request.url.netloc.decode(errors="replace").rpartition("@")[2]
                 exchange.failure = f"it redirects to {host}, which is followed only within one server and method"
-            response.stream = _Body(response.stream, exchange, self._stream_end(request, response))
+            # a stream serves all operations, and the SDK bounds each of its events
+            limit = None if request.method == "GET" else MAX_RESULT_BYTES
+            response.stream = _Body(response, exchange, limit, self._stream_end(request, response))
         if self._on_broken_post is not None and request.method == "POST" and response.status_code >= 400:
             self._on_broken_post(exchange.cause or "")
         return response
@@ -134,24 +144,31 @@ class McpHttpClient(httpx2.AsyncClient):
 class _Body(httpx2.AsyncByteStream):
     """An answer's body, which ends where the connection breaks or the limit is reached."""
 
-    def __init__(self, body: Any, exchange: Exchange, on_end: Callable[[str], None] | None) -> None:
-        self._body = body
+    def __init__(
+        self,
+        response: httpx2.Response,
+        exchange: Exchange,
+        limit: int | None,
+        on_end: Callable[[str], None] | None,
+    ) -> None:
+        self._body: Any = response.stream
+        self._is_json = response.headers.get("content-type", "").lower().startswith("application/json")
         self._exchange = exchange
+        self._limit = limit
         self._on_end = on_end
-        self._is_stream = on_end is not None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
         try:
             if exchange.failure is None:
                 async for chunk in self._body:
-                    if not self._is_stream:  # which serves all operations, and has a limit for each event
-                        exchange.received += len(chunk)
-                        if exchange.received > MAX_RESULT_BYTES:
-                            limit = MAX_RESULT_BYTES >> 20
-                            exchange.failure = f"its answer is larger than {limit} MiB, the most that is read"
-                            break
+                    exchange.received += len(chunk)
+                    if self._limit is not None and exchange.received > self._limit:
+                        exchange.failure = f"its answer is larger than {self._limit >> 20} MiB, the most that is read"
+                        break
                     yield chunk
+                else:
+                    exchange.answered = self._is_json
         except _NETWORK_ERRORS as error:
             exchange.failure = _network_cause(error)
         if self._on_end is not None:
@@ -237,7 +254,10 @@ class _PoolBody(httpx2.AsyncByteStream):
 def _needs_no_answer(request: httpx2.Request) -> bool:
     if request.method != "POST":
         return request.method == "DELETE"
-    message = json.loads(request.content)
+    try:
+        message = json.loads(request.content)
+    except httpx2.RequestNotRead:  # it follows a redirect
+        return False
     return not ("id" in message and "method" in message)
 
 

@@ -88,6 +88,8 @@ class McpSession:
                 return await self._with_one_reconnect(send, exchange, repeatable)
         except TimeoutError:
             cause = exchange.failure or f"it did not answer within {timeout_secs:g} seconds"
+            if exchange.failure is None and exchange.answered:
+                cause = f"what it answered within {timeout_secs:g} seconds was no answer to this request"
         except NoAnswerError as error:
             cause, exchange.sent = str(error), not error.refused
         except AnsweredError as error:

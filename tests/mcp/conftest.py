@@ -6,7 +6,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # modules that these tests share
 pytest.importorskip("mcp", reason="needs the mcp extra")
 
-from served import serving  # noqa: E402
+from served import serving
 
 SAMPLE_SERVER = Path(__file__).parent / "sample_server.py"
 

@@ -1,9 +1,13 @@
-"""An MCP server made with the SDK. Run as a program, it speaks over its standard input and output."""
+"""An MCP server made with the SDK.
+
+As a program it speaks over HTTP at the port that it is given, or else over its standard input and output.
+"""
 
 import asyncio
 import base64
 import contextlib
 import os
+import sys
 from collections import Counter
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -116,4 +120,9 @@ def sample_app():
 
 
 if __name__ == "__main__":
-    make_server().run("stdio")
+    if len(sys.argv) > 1:
+        import uvicorn
+
+        uvicorn.run(sample_app(), port=int(sys.argv[1]), log_level="critical")
+    else:
+        make_server().run("stdio")

@@ -39,14 +39,14 @@ async def raw_server(handle):
     async def connected(reader, writer):
         tasks.add(asyncio.current_task())
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await handle(reader, writer)
         finally:
             writer.close()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
-        yield "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in tasks:
