@@ -81,7 +81,7 @@ class Creation:
         self._writer = Writer(request, response, targets=self._targets, approvals=self._transcript.approvals)
         self._begun = False
         self.failure: Exception | None = None
-        self.run = Run(self._make)
+        self.run = Run(self._make, keep=bool(request.background))
 
     @property
     def response(self) -> Response:

@@ -17,15 +17,18 @@ type Publish = Callable[[Sequence[ResponseEvent]], None]
 class Run:
     """One response's work and what it has told so far.
 
-    Events are kept for as long as the run is: readers may come late, leave, and come back.
-
     Arguments:
+        keep: keep all events for as long as the run is kept itself: readers may come late, leave, and come back.
+            Otherwise there is one reader, and what it has read is gone.
         work: makes the response; it is given a function that publishes events. It tells the client about its
             own failures by events and raises only what has to end a request before anything was published.
     """
 
-    def __init__(self, work: Callable[[Publish], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, work: Callable[[Publish], Coroutine[Any, Any, None]], *, keep: bool) -> None:
+        self._keep = keep
         self._events: list[ResponseEvent] = []
+        self._dropped = 0
+        """How many events were read and are gone."""
         self._news = asyncio.Event()
         self._task = asyncio.ensure_future(work(self._publish))
         self._task.add_done_callback(lambda _: self._wake())
@@ -49,9 +52,9 @@ class Run:
 
     async def begun(self) -> None:
         """Wait for the first event; raises what ended the work before it."""
-        while not self._events and not self._task.done():
+        while not (self._events or self._dropped or self._task.done()):
             await self._changed()
-        if not self._events:
+        if not (self._events or self._dropped):
             await self._task
 
     async def events(self, starting_after: int = -1) -> AsyncGenerator[ResponseEvent, None]:
@@ -61,9 +64,13 @@ class Run:
         """
         at = starting_after + 1
         while True:
-            while at < len(self._events):
-                yield self._events[at]
-                at += 1
+            while at < self._dropped + len(self._events):
+                events = self._events[at - self._dropped :]
+                at += len(events)
+                if not self._keep:
+                    self._events, self._dropped = [], at
+                for event in events:
+                    yield event
             if self._task.done():
                 break
             await self._changed()
@@ -71,10 +78,9 @@ class Run:
             self._task.result()
 
     async def wait(self) -> None:
-        """Wait for the end of the work; cancelling the wait leaves the work running."""
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.result()
+        """Wait for the end of the work, as its reader; cancelling the wait leaves the work running."""
+        async for _ in self.events():
+            pass
 
     async def cancel(self) -> None:
         """End the work and wait for its clean-up."""
