@@ -1,35 +1,27 @@
 """What a GGUF file says about its model, in the keys of a Hugging Face ``config.json``.
 
-Adding an architecture is one entry in ``_ARCHITECTURES``. An architecture without one keeps its GGUF
-name, so that the model registry can refuse it by that name.
+An architecture is what a table of ``mappings`` declares as ``GGUF``. One that no table declares keeps its GGUF name,
+so that the model registry can refuse it by that name.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from cvllm_jax.checkpoints import mappings
 from cvllm_jax.checkpoints.gguf import GgufFile
+from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture
 from cvllm_jax.errors import ModelLoadError
 
 __all__ = ["config_from_gguf", "eos_from_gguf", "sampling_from_gguf"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Architecture:
-    name: str
-    """The class name in transformers."""
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    """What ``config.json`` says of this architecture and GGUF leaves unsaid."""
-
-
-_ARCHITECTURES: Mapping[str, _Architecture] = {
-    "llama": _Architecture(name="LlamaForCausalLM", constants={"model_type": "llama", "hidden_act": "silu"}),
-}
 
 _SIZES = {
     "hidden_size": "embedding_length",
@@ -67,14 +59,14 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
             f"{file.path} is one of {parts} parts of a split model, which is not supported: "
             f"merge them with `llama-gguf-split --merge`"
         )
-    architecture = _ARCHITECTURES.get(name)
+    architecture = _architectures().get(name)
     if architecture is None:
         return {"architectures": [name], "model_type": name}
     read = _Reader(file, name)
     if read.optional_size("expert_count"):
         return {"architectures": [f"{name} with experts"], "model_type": name}
 
-    config: dict[str, Any] = {"architectures": [architecture.name], **architecture.constants}
+    config: dict[str, Any] = {"architectures": [architecture.architecture], **architecture.constants}
     config |= {key: read.size(suffix) for key, suffix in _SIZES.items()}
     if config["num_hidden_layers"] > len(tensors):
         raise ModelLoadError(
@@ -89,12 +81,15 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         "num_key_value_heads": read.optional_size("attention.head_count_kv") or heads,
         "head_dim": head_dim,
         "vocab_size": embedding.shape[0] if embedding else read.size("vocab_size"),
-        "rms_norm_eps": read.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": read.number("rope.freq_base", 10_000.0),
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
     }
+    rms = "rms_" if architecture.norm_eps == "rms_norm_eps" else ""
+    config[architecture.norm_eps] = read.number(f"attention.layer_norm_{rms}epsilon")
+    config |= {key: value for key, suffix in architecture.keys.items() if (value := read.get(suffix)) is not None}
+    config |= {key: name in tensors for key, name in architecture.flags.items()}
     rotated = read.optional_size("rope.dimension_count") or head_dim
     if rotated != head_dim:
         config["partial_rotary_factor"] = rotated / head_dim
@@ -106,7 +101,15 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         token = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if token is not None:
             config[f"{key}_token_id"] = token
-    return config
+    return config if architecture.derive is None else {**config, **architecture.derive(config)}
+
+
+@cache
+def _architectures() -> Mapping[str, GgufArchitecture]:
+    """What the tables declare, by GGUF name."""
+    tables = (importlib.import_module(f"{mappings.__name__}.{m.name}") for m in pkgutil.iter_modules(mappings.__path__))
+    declared: list[GgufArchitecture] = [table.GGUF for table in tables if hasattr(table, "GGUF")]
+    return {architecture.name: architecture for architecture in declared}
 
 
 def eos_from_gguf(file: GgufFile, vocab_size: int | None) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cvllm_jax.checkpoints.cache import PreparedWeights
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
-from cvllm_jax.checkpoints.mappings.rules import Interleaved, Rule, Source
+from cvllm_jax.checkpoints.mappings.rules import Interleaved, Plus, Rule, Source
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
 
@@ -38,8 +38,12 @@ class _Part:
     tensor: str
     first: int
     rows: int
-    heads: int
+    heads: int = 0
     """Number of heads whose interleaved rows are put back into halves; 0: rows stay in order."""
+    rotated: int = 0
+    """The first so many rows of each of these heads are interleaved, the others stay in order."""
+    plus: float = 0.0
+    """What is added to every value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,10 @@ def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> 
             block = checkpoint.read(part.tensor).reshape(-1, 1)[start:stop]
         else:
             block = checkpoint.read(part.tensor, start, stop)
+        if part.plus:
+            block = block.astype(np.float32) + np.float32(part.plus)
         if part.heads:
-            where: Any = part.first + _half_order(part.rows, part.heads)[start:stop]
+            where: Any = part.first + _half_order(part)[start:stop]
         else:
             where = slice(part.first + start, part.first + stop)
         with np.errstate(over="ignore"):  # looked for below
@@ -143,9 +149,11 @@ def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> 
     return array
 
 
-def _half_order(rows: int, heads: int) -> np.ndarray:
-    """Where each row of an interleaved tensor goes: head h's row 2j + s to its row s * H/2 + j."""
-    return np.arange(rows).reshape(heads, 2, -1).transpose(0, 2, 1).reshape(-1)
+def _half_order(part: _Part) -> np.ndarray:
+    """Where each row of an interleaved tensor goes: a head's row 2j + s to s * R/2 + j; from R on they stay."""
+    order = np.arange(part.rows).reshape(part.heads, -1)
+    halves = order[:, : part.rotated].reshape(part.heads, 2, -1).transpose(0, 2, 1).reshape(part.heads, -1)
+    return np.concatenate([halves, order[:, part.rotated :]], axis=1).reshape(-1)
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -163,13 +171,16 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
     plan: list[_Target] = []
     patterns = [(_pattern(rule.target), rule) for rule in rules if rule.target is not None]
     for name, struct in targets.items():
-        match, rule = next(
-            ((match, rule) for pattern, rule in patterns if (match := pattern.fullmatch(name))), (None, None)
-        )
-        if match is None or rule is None:
+        choices = [
+            [(_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)]
+            for pattern, rule in patterns
+            if (match := pattern.fullmatch(name))
+            for layer in [match.groupdict().get("i", "")]
+        ]
+        if not choices:
             raise ModelLoadError(f"no rule says which tensors make up the weight {name}")
-        layer = match.groupdict().get("i", "")
-        sources = [(_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)]
+        there = (sources for sources in choices if sources and all(t in checkpoint.tensors for t, _ in sources))
+        sources = next(there, choices[0])
         used.update(tensor for tensor, _ in sources)
         absent = [tensor for tensor, _ in sources if tensor not in checkpoint.tensors]
         if absent or not sources:
@@ -213,18 +224,20 @@ def _target(
         info = checkpoint.tensors[tensor]
         if not info.readable:
             return None, f"{tensor} of type {info.dtype}, which is not supported yet"
-        heads = 0
+        heads = rotated = 0
         if isinstance(source, Interleaved):
             count = checkpoint.config.get(source.heads)
             if not isinstance(count, int) or count < 1:
                 return None, f"{tensor}, whose rows cannot be ordered without {source.heads} in the configuration"
             heads = count
-            if info.shape[0] % (2 * heads):
+            rotated = int(info.shape[0] // heads * _rotated_share(checkpoint.config, source))
+            if info.shape[0] % (2 * heads) or rotated % 2:
                 return None, f"{tensor} {list(info.shape)}, whose rows do not divide into {heads} heads"
         if len(info.shape) != len(shape) or info.shape[1:] != shape[1:]:
             break
         rows = math.prod(info.shape[:-1]) if len(shape) > 1 else info.shape[0]
-        parts.append(_Part(tensor, first, rows, heads))
+        plus = source.amount if isinstance(source, Plus) else 0.0
+        parts.append(_Part(tensor, first, rows, heads, rotated, plus))
         first += rows
     if len(parts) < len(sources) or first != math.prod(shape[: max(1, len(shape) - 1)]):
         found = " + ".join(f"{tensor} {list(checkpoint.tensors[tensor].shape)}" for tensor, _ in sources)
@@ -237,7 +250,15 @@ def _sources(rule: Rule, file_format: str) -> tuple[Source, ...]:
 
 
 def _name(source: Source) -> str:
-    return source.name if isinstance(source, Interleaved) else source
+    return source if isinstance(source, str) else source.name
+
+
+def _rotated_share(config: Mapping[str, Any], source: Interleaved) -> float:
+    options = config.get("rope_parameters")
+    for at in (options if isinstance(options, Mapping) else {}, config):
+        if at.get("partial_rotary_factor") is not None:
+            return float(at["partial_rotary_factor"])  # the model's configuration has been read, and checks it
+    return source.rotated
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -5,9 +5,8 @@ Reference: transformers' BertModel (Devlin et al., arXiv 1810.04805), without it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,16 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from cvllm_jax.models.config_reading import ConfigReader
-from cvllm_jax.models.layers import Embedding, LayerNorm, Linear
+from cvllm_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 
 __all__ = ["Bert", "BertConfig"]
-
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BertConfig:
@@ -57,9 +49,6 @@ class BertConfig:
         heads, hidden = read.positive("num_attention_heads"), read.positive("hidden_size")
         if hidden % heads:
             read.refuse(f"hidden_size ({hidden}) is no multiple of num_attention_heads ({heads})")
-        activation = config.get("hidden_act", "gelu")
-        if activation not in _ACTIVATIONS:
-            read.refuse(f"hidden_act={activation!r} is not supported; {', '.join(_ACTIVATIONS)} are")
         return BertConfig(
             vocab_size=read.positive("vocab_size"),
             hidden_size=hidden,
@@ -70,7 +59,7 @@ class BertConfig:
             context_length=read.positive("max_position_embeddings", 512),
             token_types=read.positive("type_vocab_size", 2),
             layer_norm_eps=read.number("layer_norm_eps", 1e-12),
-            activation=activation,
+            activation=read.activation("hidden_act", "gelu"),
         )
 
 
@@ -109,7 +98,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "T D"], real: Bool[Array, "B L"]) -> Float[Array, "T D"]:
         x = self.attention_norm(x + self.attention(x, real))
         with jax.named_scope("mlp"):
-            return self.mlp_norm(x + self.down(_ACTIVATIONS[self.activation](self.up(x))))
+            return self.mlp_norm(x + self.down(ACTIVATIONS[self.activation](self.up(x))))
 
 
 class Bert(nnx.Module):

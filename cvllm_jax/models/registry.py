@@ -14,6 +14,7 @@ from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from pallas_kernels.kv_write import KvPages
 
 __all__ = ["FAMILIES", "Encoder", "Family", "Model", "ModelConfig", "family_for"]
@@ -72,14 +73,22 @@ class Family:
     module: Callable[[Any, jnp.dtype], nnx.Module]
 
 
+def _causal(name: str, *architectures: str, config: Any, module: Any, model_types: tuple[str, ...] = ()) -> Family:
+    return Family(
+        name=name,
+        architectures=architectures,
+        model_types=model_types or (name,),
+        config=config.from_dict,
+        module=module,
+    )
+
+
 FAMILIES = (
-    Family(
-        name="llama",
-        architectures=("LlamaForCausalLM", "MistralForCausalLM"),
-        model_types=("llama", "mistral"),
-        config=LlamaConfig.from_dict,
-        module=Llama,
+    _causal(
+        "llama", "LlamaForCausalLM", "MistralForCausalLM",
+        config=LlamaConfig, module=Llama, model_types=("llama", "mistral"),
     ),
+    _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),
     Family(
         name="bert",
         architectures=("BertModel",),
@@ -88,7 +97,7 @@ FAMILIES = (
         config=BertConfig.from_dict,
         module=Bert,
     ),
-)
+)  # fmt: skip
 
 
 def family_for(config: Mapping[str, Any]) -> Family:

@@ -21,9 +21,9 @@ def read(**changes):
 
 def test_defaults_are_those_of_the_format():
     config = read()
-    assert (config.num_key_value_heads, config.head_dim, config.window) == (4, 8, None)
+    assert (config.num_key_value_heads, config.head_dim, config.windows) == (4, 8, (None, None))
     assert (config.tie_embeddings, config.attention_bias, config.mlp_bias) == (False, False, False)
-    assert config.rms_norm_eps == 1e-6
+    assert config.norm_eps == 1e-6
 
 
 def test_null_means_absent():
@@ -40,7 +40,7 @@ def test_null_means_absent():
     ({"max_position_embeddings": -5}, "max_position_embeddings must be"),
     ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is no multiple of num_key_value_heads \(3\)"),
     ({"head_dim": 7}, "head_dim must be even, not 7"),
-    ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; only 'silu' is"),
+    ({"hidden_act": "mish"}, "hidden_act='mish' is not supported; gelu, gelu_new, .*silu are"),
     ({"pretraining_tp": 2}, "pretraining_tp=2 is not supported"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'"),
@@ -62,7 +62,7 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_supported(archit
 
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("architectures", ["GPT2LMHeadModel"], "architecture 'GPT2LMHeadModel' is not supported"),
-    ("hidden_act", "relu", "hidden_act='relu' is not supported"),
+    ("hidden_act", "mish", "hidden_act='mish' is not supported"),
     ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}, "'dynamic' is not supported"),
     ("rope_scaling", "linear", "rope_scaling must be an object"),
     ("num_key_value_heads", 3, "is no multiple of"),

@@ -1,1 +1,4 @@
-"""Tensor names of each model family; ``<family>.RULES`` is all that a family adds."""
+"""Tensor names of each model family.
+
+A family adds one module with its ``RULES`` and, where llama.cpp knows it, the ``GGUF`` architecture.
+"""

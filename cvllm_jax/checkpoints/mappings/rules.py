@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Interleaved", "Rule", "Source"]
+__all__ = ["GgufArchitecture", "Interleaved", "Plus", "Rule", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
 class Interleaved:
-    """A tensor whose rows lie as GGML's interleaved rope wants them.
+    """A tensor whose rows lie as interleaved rope wants them.
 
     GGML's llama files rotate rows 2j and 2j+1 of a head together, the Hugging Face layout rows j and
-    j + H/2. The conversion reordered the rows of q and k; loading undoes that.
+    j + R/2 of the R that are rotated. The conversion reordered the rows of q and k; loading undoes that.
     """
 
     name: str
     heads: str
     """The key of the configuration that holds the tensor's number of heads."""
+    rotated: float = 1.0
+    """The share of a head that is rotated, where ``partial_rotary_factor`` is absent."""
 
 
-type Source = str | Interleaved
+@dataclass(frozen=True, slots=True)
+class Plus:
+    """A tensor that is stored less a constant: gains of norms that are stored as their distance from 1."""
+
+    name: str
+    amount: float
+
+
+type Source = str | Interleaved | Plus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One target and the tensors it is made of, concatenated along rows.
 
-    ``{i}`` stands for the layer's number, in the target and in the sources.
+    ``{i}`` stands for the layer's number, in the target and in the sources. Of several rules for one target the
+    first counts whose sources are all there.
     """
 
     target: str | None
@@ -36,3 +49,23 @@ class Rule:
     gguf: tuple[Source, ...] = ()
     may_be_unused: bool = False
     """The sources may be there without being wanted, like the head of a model with tied embeddings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufArchitecture:
+    """What makes a ``config.json`` of the metadata of one architecture's GGUF files."""
+
+    name: str
+    """``general.architecture``."""
+    architecture: str
+    """The class name in transformers."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """What ``config.json`` says of this architecture and GGUF leaves unsaid."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Further keys of ``config.json``, each with the GGUF key, less the architecture's name, that has its value."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Further keys of ``config.json`` that are true where the file has a tensor of the name beside them."""
+    norm_eps: str = "rms_norm_eps"
+    """What ``config.json`` calls the number that keeps norms from dividing by zero."""
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Further keys of ``config.json`` from the others, where llama.cpp has them in its code."""

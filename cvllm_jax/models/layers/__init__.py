@@ -1,9 +1,13 @@
 """Parts that model families share."""
 
+from cvllm_jax.models.layers.activation import ACTIVATIONS
 from cvllm_jax.models.layers.attention import Attention, BlockBatch, Kernels
 from cvllm_jax.models.layers.linear import Embedding, Linear
-from cvllm_jax.models.layers.mlp import GatedMlp
+from cvllm_jax.models.layers.mlp import GatedMlp, Mlp
 from cvllm_jax.models.layers.norm import LayerNorm, RmsNorm
-from cvllm_jax.models.layers.rope import Rope
+from cvllm_jax.models.layers.rope import Rope, RopeTables
 
-__all__ = ["Attention", "BlockBatch", "Embedding", "GatedMlp", "Kernels", "LayerNorm", "Linear", "RmsNorm", "Rope"]
+__all__ = [
+    "ACTIVATIONS", "Attention", "BlockBatch", "Embedding", "GatedMlp", "Kernels", "LayerNorm", "Linear", "Mlp",
+    "RmsNorm", "Rope", "RopeTables",
+]  # fmt: skip

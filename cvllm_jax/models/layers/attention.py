@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cvllm_jax.models.layers.linear import Linear
+from cvllm_jax.models.layers.rope import RopeTables
 from pallas_kernels.kv_write import KvPages, rotate_and_write
 from pallas_kernels.paged_attention import paged_attention
 
 __all__ = ["Attention", "BlockBatch", "Kernels"]
+
 
 class Kernels(NamedTuple):
     """Which implementation of each operation a step is compiled with: "xla" or "hopper"."""
@@ -44,37 +46,53 @@ class BlockBatch:
     kernels: Kernels = field(default=Kernels(), metadata={"static": True})
 
 
+class HeadNorm(Protocol):
+    """A module that normalises the heads of queries or keys."""
+
+    def __call__(self, x: Float[Array, "T N H"]) -> Float[Array, "T N H"]: ...
+
+
 class Attention(nnx.Module):
     """Self-attention with N query heads that share K heads of keys and values (GQA, arXiv 2305.13245).
 
     q, k and v are one matrix ``[(N + 2K) H, D]`` in this order.
+
+    Arguments:
+      window: attend to this many latest positions only.
+      scale: multiplies the scores; None is ``H ** -0.5``.
+      soft_cap: bounds the scores by ``soft_cap * tanh(scores / soft_cap)``.
+      q_norm, k_norm: applied to ``[T, N, H]`` and ``[T, K, H]`` before they are rotated.
     """
 
     def __init__(
         self, width: int, heads: int, kv_heads: int, head_dim: int, *,
         dtype: jnp.dtype, bias: bool = False, output_bias: bool = False, window: int | None = None,
+        scale: float | None = None, soft_cap: float | None = None,
+        q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None,
     ) -> None:  # fmt: skip
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.soft_cap = soft_cap
         self.qkv = Linear(width, (heads + 2 * kv_heads) * head_dim, dtype=dtype, spec=P("tp", None), bias=bias)
+        self.q_norm, self.k_norm = q_norm, k_norm
         self.output = Linear(heads * head_dim, width, dtype=dtype, spec=P(None, "tp"), bias=output_bias)
 
     @jax.named_scope("attention")
     def __call__(
-        self,
-        x: Float[Array, "T D"],
-        cache: KvPages,
-        batch: BlockBatch,
-        rope: tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]],
+        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
         N, K, H = self.heads, self.kv_heads, self.head_dim
         T, B = x.shape[0], batch.starts.shape[0]
+        qkv = self.qkv(x).reshape(T, N + 2 * K, H)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = jnp.split(qkv, (N, N + K), axis=1)
+            qkv = jnp.concatenate([self.q_norm(q), self.k_norm(k), v], axis=1)
         q, cache = rotate_and_write(
-            self.qkv(x).reshape(T, N + 2 * K, H), rope, cache, batch.page, batch.offset,
-            implementation=batch.kernels.kv_write,
-        )  # fmt: skip
+            qkv, rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
+        )
         y = paged_attention(
             q.reshape(B, T // B, N, H), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
-            scale=H**-0.5, window=self.window, k_scales=cache.k_scales, v_scales=cache.v_scales,
-            implementation=batch.kernels.attention,
+            scale=self.scale, window=self.window, soft_cap=self.soft_cap,
+            k_scales=cache.k_scales, v_scales=cache.v_scales, implementation=batch.kernels.attention,
         )  # fmt: skip
         return self.output(y.reshape(T, N * H)), cache

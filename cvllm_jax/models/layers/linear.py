@@ -31,8 +31,8 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((outputs, inputs), dtype), spec=spec)
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype), spec=P(spec[0])) if bias else None
 
-    def __call__(self, x: Float[Array, "T I"]) -> Float[Array, "T O"]:
-        y = project(x, self.weight[...])
+    def __call__(self, x: Float[Array, "T I"], out_dtype: DTypeLike | None = None) -> Float[Array, "T O"]:
+        y = project(x, self.weight[...], out_dtype)
         return y if self.bias is None else y + self.bias[...]
 
 

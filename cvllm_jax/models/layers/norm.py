@@ -1,4 +1,4 @@
-"""Normalisation."""
+"""Normalisation over the last axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RmsNorm(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P())
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
         y = x.astype(jnp.float32)
         y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * self.weight[...]).astype(x.dtype)
@@ -27,13 +27,13 @@ class RmsNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation (Ba et al., arXiv 1607.06450), computed in f32."""
 
-    def __init__(self, width: int, *, eps: float) -> None:
+    def __init__(self, width: int, *, eps: float, bias: bool = True) -> None:
         self.weight = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P())
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P())
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), spec=P()) if bias else None
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
         y = x.astype(jnp.float32)
         y -= jnp.mean(y, axis=-1, keepdims=True)
-        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * self.weight[...] + self.bias[...]).astype(x.dtype)
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps) * self.weight[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)

@@ -14,31 +14,46 @@ from jaxtyping import Array, Float, Int
 
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["Rope"]
+__all__ = ["Rope", "RopeTables"]
 
 SUPPORTED = ("default", "linear", "llama3", "yarn", "factors")
+
+#: Cosine and sine of every token's angles, in f32; R dimensions of a head are rotated.
+type RopeTables = tuple[Float[Array, "T 1 R/2"], Float[Array, "T 1 R/2"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotation frequencies of half a head, in radians a position, and a factor on cosine and sine."""
+    """Rotation frequencies of half the dimensions that are rotated, in radians a position, and a factor on cosine and
+    sine."""
 
     frequencies: tuple[float, ...]
     scale: float = 1.0
 
     @staticmethod
-    def from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
-        """From ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes them."""
+    def none(head_dim: int) -> Rope:
+        """The rotation that changes nothing, for layers without positions."""
+        return Rope((0.0,) * (head_dim // 2))
+
+    @staticmethod
+    def from_config(
+        config: Mapping[str, Any], head_dim: int, *, theta: float = 10_000.0, partial: bool = False
+    ) -> Rope:
+        """From ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes them.
+
+        Arguments:
+          head_dim: dimensions of a head.
+          theta: the base where the configuration names none.
+          partial: whether the architecture can rotate a part of a head only (``partial_rotary_factor``).
+        """
         options = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(options, Mapping):
             raise ModelLoadError(f"rope_scaling must be an object, not {options!r:.80}")
         kind = options.get("rope_type", options.get("type", "default")) or "default"
-        theta = next((at["rope_theta"] for at in (options, config) if at.get("rope_theta") is not None), 10_000.0)
+        theta = next((at["rope_theta"] for at in (options, config) if at.get("rope_theta") is not None), theta)
         if not _is_positive(theta):
             raise ModelLoadError(f"rope_theta must be a positive number, not {theta!r:.80}")
-        partial = options.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-        if partial not in (None, 1, 1.0):
-            raise ModelLoadError(f"partial_rotary_factor {partial} is not supported for this architecture; only 1.0 is")
+        head_dim = _rotated(options, config, head_dim, partial)
         base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         try:
             with np.errstate(divide="raise", invalid="raise", over="raise"):
@@ -57,11 +72,25 @@ class Rope:
             raise ModelLoadError(f"rope_scaling of type {kind!r} is incomplete or malformed: {error}") from error
         raise ModelLoadError(f"rope_scaling of type {kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
 
-    def tables(self, positions: Int[Array, "T"]) -> tuple[Float[Array, "T 1 H/2"], Float[Array, "T 1 H/2"]]:
-        """Cosine and sine of each position, in f32, with an axis for the heads."""
+    def tables(self, positions: Int[Array, "T"]) -> RopeTables:
+        """Cosine and sine of each position, with an axis for the heads."""
         angle = positions.astype(jnp.float32)[:, None, None] * jnp.asarray(self.frequencies, jnp.float32)
         # without the barrier XLA fuses the cosines into every layer and computes them again for every head
         return lax.optimization_barrier((jnp.cos(angle) * self.scale, jnp.sin(angle) * self.scale))
+
+
+def _rotated(options: Mapping[str, Any], config: Mapping[str, Any], head_dim: int, partial: bool) -> int:
+    """How many dimensions of a head are rotated."""
+    named = (at["partial_rotary_factor"] for at in (options, config) if at.get("partial_rotary_factor") is not None)
+    share = next(named, 1.0)
+    if share != 1 and not partial:
+        raise ModelLoadError(f"partial_rotary_factor {share} is not supported for this architecture; only 1.0 is")
+    rotated = int(head_dim * share) if _is_positive(share) and share <= 1 else 0
+    if rotated < 2 or rotated % 2:
+        raise ModelLoadError(
+            f"partial_rotary_factor must rotate an even number of {head_dim} dimensions, which {share!r:.80} does not"
+        )
+    return rotated
 
 
 def _is_positive(value: object) -> bool:

@@ -1,0 +1,70 @@
+"""Rules that tables of decoder-only families are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cvllm_jax.checkpoints.mappings.rules import Rule, Source
+
+__all__ = ["ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "NORMS", "QKV", "QK_NORMS", "modules"]
+
+_LAYER = "layers.{i}."
+
+
+def modules(target: str, hf: tuple[Source, ...], gguf: tuple[Source, ...] = ()) -> tuple[Rule, Rule]:
+    """The weight and the bias of one target.
+
+    Arguments:
+      target: path of the module. With ``layers.{i}.`` in front the sources are those of this layer too.
+      hf, gguf: names of modules, without what stands before them for every module of a layer.
+    """
+    in_layer = target.startswith(_LAYER)
+
+    def tensors(sources: tuple[Source, ...], layer: str, kind: str) -> tuple[Source, ...]:
+        return tuple(_renamed(source, layer if in_layer else "", kind) for source in sources)
+
+    weight, bias = (
+        Rule(target=target + suffix, hf=tensors(hf, "model.layers.{i}.", kind), gguf=tensors(gguf, "blk.{i}.", kind))
+        for kind, suffix in (("weight", ""), ("bias", "_bias"))
+    )
+    return weight, bias
+
+
+def _renamed(source: Source, prefix: str, kind: str) -> Source:
+    if isinstance(source, str):
+        return f"{prefix}{source}.{kind}"
+    return replace(source, name=f"{prefix}{source.name}.{kind}")
+
+
+ENDS = (
+    *modules("embed", ("model.embed_tokens",), ("token_embd",)),
+    Rule(target="head", hf=("lm_head.weight",), gguf=("output.weight",), may_be_unused=True),
+    # old checkpoints store the rope's inverse frequencies, which follow from the configuration
+    Rule(target=None, hf=("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")),
+)
+"""Embedding and head."""
+
+QKV = modules(
+    _LAYER + "attention.qkv",
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("attn_q", "attn_k", "attn_v"),
+)
+
+ATTENTION_OUTPUT = modules(_LAYER + "attention.output", ("self_attn.o_proj",), ("attn_output",))
+
+QK_NORMS = (
+    *modules(_LAYER + "attention.q_norm", ("self_attn.q_norm",), ("attn_q_norm",)),
+    *modules(_LAYER + "attention.k_norm", ("self_attn.k_norm",), ("attn_k_norm",)),
+)
+
+GATED_MLP = (
+    *modules(_LAYER + "mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"), ("ffn_gate", "ffn_up")),
+    *modules(_LAYER + "mlp.down", ("mlp.down_proj",), ("ffn_down",)),
+)
+
+NORMS = (
+    *modules(_LAYER + "attention_norm", ("input_layernorm",), ("attn_norm",)),
+    *modules(_LAYER + "mlp_norm", ("post_attention_layernorm",), ("ffn_norm",)),
+    *modules("norm", ("model.norm",), ("output_norm",)),
+)
+"""A norm before attention, one before the feed-forward block, and one after the last layer."""

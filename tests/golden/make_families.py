@@ -1,0 +1,261 @@
+"""Writes tests/golden/families/: tiny random checkpoints of every family and what transformers computes.
+
+    python tests/golden/make_families.py LLAMA_CPP [CASE ...]
+
+Run in the reference environment (README.md in this folder). ``LLAMA_CPP`` is a folder of llama.cpp with its
+``conversion`` package, which writes the GGUF files.
+
+Each case is a Hugging Face folder with ``expected.npz`` beside the weights: ``prompt`` [48], and ``logits`` [48, V] of
+a float32 forward pass over the stored weights. ``model.gguf`` holds the same weights where llama.cpp knows the family.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+HERE = Path(__file__).parent
+LENGTH = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    config: dict[str, Any]
+    """What differs from BASE; None leaves a key out. Each option here must change the logits."""
+    silent: tuple[str, ...] = ()
+    """Keys of ``config`` that do not have to."""
+    gains_less_one: bool = False
+    """Whether gains of norms are stored as their distance from 1."""
+    gguf: bool = True
+
+
+BASE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 2**-10,  # this and other numbers are exact in float32, as GGUF files have them
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+CASES = {
+    "qwen2": Case(
+        config={
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_act": "relu",
+            "rope_theta": 1024.0,
+            "rope_scaling": YARN,
+            "use_sliding_window": True,
+            "sliding_window": 12,
+            "max_window_layers": 1,
+        }
+    ),
+    "qwen3": Case(
+        config={
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "head_dim": 16,
+            "rope_theta": 1024.0,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        gguf=False,  # llama.cpp has no biases for it
+    ),
+    "qwen3_plain": Case(
+        config={
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "head_dim": 16,
+            "rope_theta": 1024.0,
+        }
+    ),
+    "gemma": Case(
+        config={
+            "architectures": ["GemmaForCausalLM"],
+            "model_type": "gemma",
+            "head_dim": 16,
+            "hidden_act": "gelu",
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
+        silent=("hidden_act", "tie_word_embeddings"),
+        gains_less_one=True,
+    ),
+    "gemma2": Case(
+        config={
+            "architectures": ["Gemma2ForCausalLM"],
+            "model_type": "gemma2",
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 12,
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 2.0,
+            "tie_word_embeddings": True,
+        },
+        silent=("tie_word_embeddings",),
+        gains_less_one=True,
+    ),
+    "gemma2_options": Case(
+        config={
+            "architectures": ["Gemma2ForCausalLM"],
+            "model_type": "gemma2",
+            "head_dim": 16,
+            "query_pre_attn_scalar": 5,
+            "hidden_activation": "silu",
+            "attention_bias": True,
+            "sliding_window": 12,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "rope_theta": 1024.0,
+            "tie_word_embeddings": True,
+        },
+        silent=("tie_word_embeddings", "attn_logit_softcapping", "final_logit_softcapping"),
+        gains_less_one=True,
+        gguf=False,
+    ),
+    "gemma3": Case(
+        config={
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 6,
+            "hidden_size": 16,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 12,
+            "final_logit_softcapping": 4.0,
+            "rope_theta": 4096.0,
+            "rope_local_base_freq": 64.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "tie_word_embeddings": True,
+        },
+        silent=("tie_word_embeddings",),
+        gains_less_one=True,
+    ),
+    "gemma3_options": Case(
+        config={
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "head_dim": 16,
+            "query_pre_attn_scalar": 5,
+            "hidden_activation": "silu",
+            "attention_bias": True,
+            "sliding_window": 12,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 4096.0, "rope_type": "linear", "factor": 2.0},
+                "sliding_attention": {"rope_theta": 64.0, "rope_type": "default"},
+            },
+            "tie_word_embeddings": True,
+        },
+        silent=("tie_word_embeddings",),
+        gains_less_one=True,
+        gguf=False,
+    ),
+}
+
+
+def draw_weights(shapes: dict[str, torch.Size], seed: int, gains_less_one: bool) -> dict[str, torch.Tensor]:
+    """Random weights that make a lively model: logits a few units apart, attention far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith(".bias"):
+            weights[name] = noise / 2
+        elif "norm" in name:
+            last = name in ("model.norm.weight", "model.final_layernorm.weight")
+            weights[name] = noise / 4 + (1 if last else 0) + (0 if gains_less_one else 1)
+        elif "embed_tokens" in name or "lm_head" in name:
+            weights[name] = noise / 4  # small, so that a tied model does more than repeat its last token
+        else:
+            gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
+            weights[name] = gain * noise / shape[-1] ** 0.5
+    return {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def logits_of(folder: Path, prompt: np.ndarray) -> np.ndarray:
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    assert not any(report.values()), report
+    return model.eval()(torch.tensor(prompt, dtype=torch.int64)[None], use_cache=False).logits[0].numpy()
+
+
+def check_that_options_matter(folder: Path, case: Case, prompt: np.ndarray, logits: np.ndarray) -> None:
+    """Each option of a case must be heard by the reference, or the case proves nothing about it."""
+    path = folder / "config.json"
+    written = path.read_text()
+    config = json.loads(written)
+    for key in case.config.keys() - {"architectures", "model_type", *case.silent}:
+        path.write_text(json.dumps({name: value for name, value in config.items() if name != key}))
+        try:
+            difference = np.abs(logits_of(folder, prompt) - logits).max()
+        except (AssertionError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # the weights do not fit without it
+        finally:
+            path.write_text(written)
+        assert difference > 1e-2, f"{folder.name}: {key} changes logits by {difference:.1e} only"
+
+
+def write_gguf(folder: Path) -> None:
+    from conversion import ModelBase, get_model_class
+    from gguf import LlamaFileType
+
+    config = json.loads((folder / "config.json").read_text())
+    converter = get_model_class(config["architectures"][0])
+    converter.set_vocab = lambda self: None
+    tokenizer = folder / "tokenizer.json"  # some converters count its tokens
+    vocabulary = dict.fromkeys(range(config["vocab_size"]))
+    tokenizer.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    with torch.inference_mode():
+        hparams = ModelBase.load_hparams(folder, False)
+        converter(folder, LlamaFileType.MOSTLY_BF16, folder / "model.gguf", hparams=hparams).write()
+    tokenizer.unlink()
+
+
+def make(name: str, case: Case, seed: int) -> None:
+    folder = HERE / "families" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = {key: value for key, value in {**BASE, **case.config}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    blank = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    shapes = {key: value.shape for key, value in blank.state_dict().items()}
+    if blank.config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    weights = draw_weights(shapes, seed, case.gains_less_one)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    prompt = np.random.default_rng(seed).integers(3, config["vocab_size"], LENGTH).astype(np.int32)
+    logits = logits_of(folder, prompt)
+    check_that_options_matter(folder, case, prompt, logits)
+    np.savez_compressed(folder / "expected.npz", prompt=prompt, logits=logits)
+    if case.gguf:
+        write_gguf(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{name}: {size // 1024} KiB, logits' standard deviation {logits.std():.2f}")
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
+    for seed, (name, case) in enumerate(CASES.items()):
+        if name in sys.argv[2:] or len(sys.argv) == 2:
+            make(name, case, seed)

@@ -1,0 +1,109 @@
+"""Every family against transformers, and its GGUF file against its folder; tests/golden/README.md has the cases.
+
+Logits come through the paged cache in three ways: the prompt whole, in chunks of several lengths, and its second half
+one token at a time. A GGUF file that llama.cpp's converter wrote must give the same configuration and the same weights.
+"""
+
+import json
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cvllm_jax import EngineConfig
+from cvllm_jax.checkpoints.checkpoint import open_checkpoint
+from cvllm_jax.engine.devices import geometry_of, mesh_of
+from cvllm_jax.engine.kernels import empty_pages
+from cvllm_jax.engine.loading import place_weights
+from cvllm_jax.models.layers import BlockBatch
+from cvllm_jax.models.registry import FAMILIES, family_for
+
+FOLDER = Path(__file__).parents[1] / "golden" / "families"
+CASES = sorted(path.parent.name for path in FOLDER.glob("*/expected.npz"))
+#: By case, the fields of the configuration that its GGUF file cannot say.
+UNSAID = {"qwen2": {"activation", "windows"}}
+PAGE_SIZE = 8
+CHUNKS = (16, 5, 16, 11)
+
+
+def load(path):
+    engine = EngineConfig(model_path=str(path), device="cpu", dtype="f32")
+    with open_checkpoint(path) as checkpoint:
+        family = family_for(checkpoint.config)
+        config = family.config(checkpoint.config)
+        weights = place_weights(family, config, checkpoint, jnp.float32, mesh_of(jax.devices("cpu")[:1]), engine)
+    return config, weights
+
+
+# unoptimised code takes half as long to compile
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3, compiler_options={"xla_backend_optimization_level": 0})
+def step(graph, treedef, leaves, cache, tokens, batch):
+    model = nnx.merge(graph, jax.tree.unflatten(treedef, leaves))
+    hidden, cache = model(tokens, cache, batch)
+    return model.logits(hidden), cache
+
+
+class Text:
+    """One sequence in the paged cache."""
+
+    def __init__(self, config, weights, length):
+        self.weights = weights
+        pages = -(-length // PAGE_SIZE)
+        geometry = geometry_of(EngineConfig(model_path="-", page_size=PAGE_SIZE), config, jnp.float32)
+        self.cache = tuple(empty_pages(geometry, pages + 1) for _ in range(config.num_layers))
+        self.table = 1 + np.random.default_rng(0).permutation(pages).astype(np.int32)
+        self.length = 0
+
+    def add(self, tokens, block):
+        """Logits after each of these tokens, which fill a block of ``block`` in part."""
+        count = len(tokens)
+        real = np.arange(block) < count
+        positions = np.where(real, self.length + np.arange(block), 0).astype(np.int32)
+        batch = BlockBatch(
+            positions=jnp.asarray(positions),
+            page=jnp.asarray(np.where(real, self.table[positions // PAGE_SIZE], 0)),
+            offset=jnp.asarray(positions % PAGE_SIZE),
+            tables=jnp.asarray(self.table[None]),
+            starts=jnp.asarray([self.length], jnp.int32),
+            counts=jnp.asarray([count], jnp.int32),
+        )
+        padded = jnp.asarray(np.pad(tokens, (0, block - count)))
+        logits, self.cache = step(*self.weights[:2], self.weights.leaves, self.cache, padded, batch)
+        self.length += count
+        return np.asarray(logits[:count])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_family(case):
+    folder = FOLDER / case
+    expected = np.load(folder / "expected.npz")
+    prompt, logits = expected["prompt"], expected["logits"]
+    config, weights = load(folder)
+    match = partial(np.testing.assert_allclose, atol=1e-4, rtol=0)
+
+    match(Text(config, weights, len(prompt)).add(prompt, len(prompt)), logits)
+    text, half = Text(config, weights, len(prompt)), len(prompt) // 2
+    for end, count in zip(np.cumsum(CHUNKS), CHUNKS, strict=True):
+        match(text.add(prompt[end - count : end], len(prompt)), logits[end - count : end])  # the same program
+    text.length = half  # what comes after is written once more
+    for at in range(half, len(prompt)):
+        match(text.add(prompt[at : at + 1], 1), logits[at : at + 1])
+
+    if (folder / "model.gguf").exists():
+        told, stored = load(folder / "model.gguf")
+        for field in fields(config):
+            if field.name not in UNSAID.get(case, ()):
+                assert getattr(told, field.name) == getattr(config, field.name), field.name
+        for ours, theirs in zip(weights.leaves, stored.leaves, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_no_family_is_without_a_golden():
+    folders = [path.parent for path in FOLDER.parent.glob("*/*/config.json")]
+    proven = {family_for(json.loads((folder / "config.json").read_text())).name for folder in folders}
+    assert proven == {family.name for family in FAMILIES}
