@@ -15,6 +15,7 @@ from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
+from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
 from pallas_kernels.kv_write import KvPages
 
 __all__ = ["FAMILIES", "Encoder", "Family", "Model", "ModelConfig", "family_for"]
@@ -89,6 +90,7 @@ FAMILIES = (
         config=LlamaConfig, module=Llama, model_types=("llama", "mistral"),
     ),
     _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),
+    _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
     Family(
         name="bert",
         architectures=("BertModel",),
