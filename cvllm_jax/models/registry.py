@@ -12,6 +12,7 @@ from flax import nnx
 
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.models.bert import Bert, BertConfig
+from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
@@ -91,6 +92,7 @@ FAMILIES = (
     ),
     _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
+    _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     Family(
         name="bert",
         architectures=("BertModel",),
