@@ -12,6 +12,7 @@ from flax import nnx
 
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.models.bert import Bert, BertConfig
+from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.layers import BlockBatch
@@ -95,6 +96,7 @@ FAMILIES = (
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
+    _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),
     Family(
         name="bert",
         architectures=("BertModel",),
