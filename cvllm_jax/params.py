@@ -53,7 +53,7 @@ class GenerationParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
-    """Neither an end token nor a stop token is chosen before this many tokens."""
+    """Neither an end token nor a stop token is chosen before this many tokens, unless a grammar leaves nothing else."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids."""
     logprobs: bool = False

@@ -267,7 +267,7 @@ class InferenceEngine(EngineLifetime):
                 f"min_tokens with {len(end_tokens)} end tokens; at most {MAX_END_TOKENS} are supported",
                 param="stop_token_ids",
             )
-        constraint = None if params.grammar is None else self._constraint(params)
+        constraint = None if params.grammar is None else self._constraint(params, end_tokens)
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         return Sequence(
             handle=RequestHandle(next(_ids)),
@@ -282,12 +282,11 @@ class InferenceEngine(EngineLifetime):
             report=_nobody,
         )
 
-    def _constraint(self, params: GenerationParams) -> GrammarConstraint:
-        for name in ("min_tokens", "ignore_eos"):
-            if getattr(params, name):
-                message = f"{name} cannot go with a grammar, which decides where the answer ends"
-                raise GenerationError(message, param=name)
-        return GrammarConstraint(self.compile_grammar(params.grammar))
+    def _constraint(self, params: GenerationParams, end_tokens: frozenset[int]) -> GrammarConstraint:
+        if params.ignore_eos:
+            message = "ignore_eos cannot go with a grammar, which decides where the answer ends"
+            raise GenerationError(message, param="ignore_eos")
+        return GrammarConstraint(self.compile_grammar(params.grammar), params.min_tokens, end_tokens)
 
     def _token_ids(self, name: str, tokens: Items[int]) -> list[int]:
         """The tokens as integers of Python's own, whatever kind of integers and list they are."""

@@ -142,7 +142,7 @@ class Scheduler:
                     position=sequence.computed,
                     steps=own_steps,
                     pages=tuple(sequence.pages),
-                    forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
+                    forbid_end=sequence.forbid_end,
                     sampling=settings_of(sequence),
                     mask=sequence.mask,
                 )
@@ -228,7 +228,7 @@ class Scheduler:
                 tokens=tuple(sequence.tokens[start:stop]),
                 pages=tuple(sequence.pages[: -(-stop // self._page_size)]),
                 choose=choose,
-                forbid_end=max(0, sequence.params.min_tokens - sequence.num_generated),
+                forbid_end=sequence.forbid_end,
                 sampling=settings_of(sequence),
                 mask=sequence.mask if choose else None,
             )

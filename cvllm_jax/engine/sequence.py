@@ -125,9 +125,13 @@ class Sequence:
     def tracks_tokens(self) -> bool:
         """Whether the device needs this request's token counts, bias or end tokens to choose a token."""
         p = self.params
-        return bool(
-            p.repetition_penalty != 1.0 or p.frequency_penalty or p.presence_penalty or p.logit_bias or p.min_tokens
-        )
+        penalises = p.repetition_penalty != 1.0 or p.frequency_penalty or p.presence_penalty
+        return bool(penalises or p.logit_bias or (p.min_tokens and self.constraint is None))
+
+    @property
+    def forbid_end(self) -> int:
+        """In how many of the next tokens the device may not choose an end; under a constraint masks see to that."""
+        return 0 if self.constraint is not None else max(0, self.params.min_tokens - self.num_generated)
 
     def append(self, sampled: Sampled) -> FinishReason | None:
         """Take the token that a step chose; the reason if it ends the answer. Reports text to the caller."""

@@ -116,11 +116,25 @@ def test_what_cannot_be_compiled_is_refused_before_any_token(tiny_engine, gramma
         tiny_engine.generate_sync(PROMPT, params(grammar))
 
 
-@pytest.mark.parametrize("settings", [{"min_tokens": 3}, {"ignore_eos": True}])
-def test_what_cannot_go_with_a_grammar(tiny_engine, settings):
+@pytest.mark.parametrize("settings", [{}, {"logprobs": True}, {"repetition_penalty": 1.1}])
+def test_an_answer_is_as_long_as_wanted_if_the_grammar_lets_it(tiny_engine, settings):
+    eos = tiny_engine.model_info().eos_token_ids[0]
+    settings |= {"logit_bias": {eos: 100.0}}
+    free = RegexGrammar("[a-c]*")
+    assert not tiny_engine.generate_sync(PROMPT, params(free, **settings)).tokens
+    assert len(tiny_engine.generate_sync(PROMPT, params(free, min_tokens=9, **settings)).tokens) == 9
+    output = tiny_engine.generate_sync(PROMPT, params(RegexGrammar("yes|no"), min_tokens=9, **settings))
+    assert output.text in ("yes", "no") and output.finish_reason is FinishReason.Stop
+    stop = tiny_engine.tokenize("a")
+    settings["logit_bias"] = {stop[0]: 100.0}
+    output = tiny_engine.generate_sync(PROMPT, params(free, min_tokens=9, stop_token_ids=stop, **settings))
+    assert len(output.tokens) == 9 and "a" not in output.text
+
+
+def test_what_cannot_go_with_a_grammar(tiny_engine):
     with pytest.raises(GenerationError, match="cannot go with a grammar") as caught:
-        tiny_engine.generate_sync(PROMPT, params(JsonObjectGrammar(), **settings))
-    assert caught.value.param in settings
+        tiny_engine.generate_sync(PROMPT, params(JsonObjectGrammar(), ignore_eos=True))
+    assert caught.value.param == "ignore_eos"
 
 
 def test_the_steps_of_a_gpu_obey_a_grammar_too(gpu_steps_engine):
