@@ -10,6 +10,7 @@ __all__ = [
     "ConversationNotFoundError",
     "DuplicateIdError",
     "ItemNotFoundError",
+    "ItemsTooLargeError",
     "PreviousResponseNotFoundError",
     "ResponseActiveError",
     "ResponseClosedError",
@@ -89,6 +90,10 @@ class ItemNotFoundError(StoreError):
 
     def __init__(self, about: str) -> None:
         super().__init__(f"there is no item with the id {shown(about)}", about)
+
+
+class ItemsTooLargeError(StoreError):
+    """The items that were asked for are larger than is read at once."""
 
 
 class DuplicateIdError(StoreError):

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import and_, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cvllm_jax.responses.store.encoding import check_id, from_json, to_json
-from cvllm_jax.responses.store.errors import DuplicateIdError, ItemNotFoundError, StoreValueError
+from cvllm_jax.responses.store.errors import (
+    DuplicateIdError,
+    ItemNotFoundError,
+    ItemsTooLargeError,
+    StoreValueError,
+)
 from cvllm_jax.responses.store.records import ItemPage, JsonObject, Order
 from cvllm_jax.responses.store.schema import ItemList, items
 
 __all__ = [
+    "MAX_FOUND_BYTES",
     "EncodedItem",
     "append_items",
     "check_new_ids",
     "encode_items",
+    "newest_items",
     "read_encoded",
     "read_items",
     "read_page",
@@ -26,6 +33,8 @@ __all__ = [
 
 # a database takes some 32,000 values in one statement
 _BATCH = 10_000
+
+MAX_FOUND_BYTES = 256 << 20
 
 
 class EncodedItem(NamedTuple):
@@ -106,6 +115,30 @@ async def read_encoded(connection: AsyncConnection, record: int) -> list[Encoded
     """All items of a record, list after list."""
     rows = select(items.c.id, items.c.body).where(items.c.record == record).order_by(items.c.list, items.c.position)
     return [EncodedItem(row.id, row.body) for row in await connection.execute(rows)]
+
+
+async def newest_items(connection: AsyncConnection, ids: Collection[str]) -> dict[str, JsonObject]:
+    """Items by id, whatever record they are part of; of several with one id, one of the newest record.
+
+    Raises:
+        ItemsTooLargeError: they hold more than 256 MiB.
+    """
+    wanted, found, size = list(ids), {}, 0
+    for start in range(0, len(wanted), _BATCH):
+        newest = (
+            select(items.c.id, func.max(items.c.record).label("record"))
+            .where(items.c.id.in_(wanted[start : start + _BATCH]))
+            .group_by(items.c.id)
+            .subquery()
+        )
+        of_newest = and_(items.c.id == newest.c.id, items.c.record == newest.c.record)
+        lengths = select(func.coalesce(func.sum(func.length(items.c.body)), 0)).join(newest, of_newest)
+        size += (await connection.execute(lengths)).scalar_one()
+        if size > MAX_FOUND_BYTES:
+            raise ItemsTooLargeError(f"the items hold more than {MAX_FOUND_BYTES >> 20} MiB")
+        rows = select(items.c.id, items.c.body).join(newest, of_newest)
+        found |= {row.id: from_json(row.body) for row in await connection.execute(rows)}
+    return found
 
 
 async def read_page(

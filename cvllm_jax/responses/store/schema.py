@@ -112,7 +112,7 @@ items = Table(
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("id", AnyText, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Index("cvllm_items_by_id", "record", "list", "id"),
+    Index("cvllm_items_by_id", "id", "record", "list"),
 )
 
 #: A row holds a batch: a response has thousands of events.

@@ -30,6 +30,7 @@ from cvllm_jax.responses.store.items import (
     append_items,
     check_new_ids,
     encode_items,
+    newest_items,
     read_encoded,
     read_page,
     size_of,
@@ -251,6 +252,17 @@ class ResponseStore:
             return await read_page(
                 connection, record, ItemList.INPUT, after=after, before=before, limit=limit, order=order
             )
+
+    async def find_items(self, ids: Collection[str]) -> dict[str, JsonObject]:
+        """Items of any responses and conversations, by id; of several with one id, one of the newest.
+
+        Ids that no item has are left out.
+
+        Raises:
+            ItemsTooLargeError: they hold more than 256 MiB.
+        """
+        async with self._database.read() as connection:
+            return await newest_items(connection, ids)
 
     async def chain(self, response_id: str) -> list[JsonObject]:
         """Input and output of a response and of all that it went on from, in order: what the next one reads first.

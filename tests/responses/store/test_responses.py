@@ -12,6 +12,7 @@ from cvllm_jax.responses.store import (
     ChainTooLongError,
     DuplicateIdError,
     ItemNotFoundError,
+    ItemsTooLargeError,
     PreviousResponseNotFoundError,
     ResponseActiveError,
     ResponseClosedError,
@@ -20,6 +21,7 @@ from cvllm_jax.responses.store import (
     StoreValueError,
 )
 from cvllm_jax.responses.store import chain as chain_module
+from cvllm_jax.responses.store import items as items_module
 
 pytestmark = pytest.mark.anyio
 
@@ -204,6 +206,20 @@ async def test_events_grow(store):
         with pytest.raises(StoreValueError):
             await store.append_events("r", wrong)
     assert await store.events_after("r", -1) == numbered(5)
+
+
+async def test_items_are_found_by_id_wherever_they_are(store, monkeypatch):
+    await add(store, "r0", inputs=[item("a", "old"), item("b")])
+    await add(store, "r1", inputs=[item("a", "new")])
+    await store.conversations.create("c", items=[item("of_c")])
+    found = await store.find_items(["a", "r0_out", "of_c", "missing", "a\0"])
+    assert found == {"a": item("a", "new"), "r0_out": item("r0_out"), "of_c": item("of_c")}
+    assert await store.find_items([]) == {}
+    await store.delete("r1")
+    assert (await store.find_items(["a"]))["a"] == item("a", "old")
+    monkeypatch.setattr(items_module, "MAX_FOUND_BYTES", 100)
+    with pytest.raises(ItemsTooLargeError):
+        await store.find_items(["a", "b"])
 
 
 async def test_items_need_ids(store):
