@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it builds. PYTHON=... names the interpreter
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-jax-floor test-clients test-gpu lint pins bench bench-gpu clean
+.PHONY: help serve test test-jax-floor test-clients test-mcp test-gpu lint pins bench bench-gpu clean
 
 BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
@@ -9,6 +9,9 @@ CUDA = $(shell (nvidia-smi || test -e /proc/driver/nvidia/version) >/dev/null 2>
 
 FLOOR_TESTS = tests/pallas_kernels tests/models tests/checkpoints/test_dummy.py \
 	$(addprefix tests/engine/test_,compilation.py invariance.py requests.py sampler.py stored_steps.py)
+
+MCP_PACKAGES = $(addprefix @modelcontextprotocol/,conformance@0.1.13 \
+	server-everything@2026.8.31 server-filesystem@2026.8.31)
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -25,10 +28,17 @@ test-jax-floor:  ## run the kernels' tests and the engine's core on the oldest J
 	@deploy/venv.sh --floor server test
 	@.venv-floor/bin/python -m pytest $(FLOOR_TESTS) $(ARGS)
 
-test-clients:  ## openai, langchain, pydantic-ai, litellm, instructor and llm against real servers
+test-clients:  ## openai, openai-agents, langchain, pydantic-ai, litellm, instructor and llm against real servers
 	@deploy/venv.sh server
 	@deploy/venv.sh --clients
+	@deploy/venv.sh --agents
 	@.venv-clients/bin/python -m pytest --confcutdir=tests/clients tests/clients $(ARGS)
+	@.venv-agents/bin/python -m pytest --confcutdir=tests/clients tests/clients/responses $(ARGS)
+
+test-mcp:  ## the MCP client against servers and a conformance suite from npm; needs node 20 or later
+	@deploy/venv.sh server test
+	@npm install --silent --no-audit --no-fund --prefix build/mcp-servers $(MCP_PACKAGES)
+	@$(BIN)/python -m pytest tests/mcp $(ARGS)
 
 test-gpu:  ## on a machine with an NVIDIA GPU: kernels and engine, executed there
 	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m pytest --confcutdir=tests/gpu tests/gpu $(ARGS)
@@ -45,9 +55,9 @@ bench:  ## compare with transformers on this machine; needs REFERENCE_PYTHON=...
 bench-gpu:  ## on a machine with an NVIDIA GPU: everything that is measured there, in one table (bench/README.md)
 	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m bench.gpu $(ARGS)
 
-pins:  ## refresh the pinned versions in deploy/constraints.txt and deploy/clients.txt
+pins:  ## refresh the pinned versions in deploy/constraints.txt, clients.txt and agents.txt
 	@deploy/pins.sh
 
 clean:  ## remove .venv and what tools left
-	rm -rf .venv .venv-floor .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-floor .venv-clients .venv-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
