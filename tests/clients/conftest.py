@@ -1,14 +1,10 @@
-"""Servers in processes of their own, from .venv; the clients run beside them in .venv-clients (`make test-clients`)."""
+"""What the clients share that run in .venv-clients (`make test-clients`)."""
 
 import importlib.util
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,14 +15,9 @@ if importlib.util.find_spec("langchain_openai") is None:
 # before litellm is imported, which asks GitHub for prices otherwise
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
-ROOT = Path(__file__).parents[2]
 sys.path.append(str(Path(__file__).parent))  # importlib mode adds no folder by itself
-PYTHON = ROOT / ".venv" / "bin" / "python"
 
-
-def call(name, /, **arguments):
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
-
+from model_server import PYTHON, ROOT, call, serve
 
 RULES = [
     {"when": r"(?i)\bweather\b", "say": call("get_weather", city="Paris")},
@@ -37,36 +28,6 @@ RULES = [
     {"when": "Ada with final_result", "say": call("final_result", name="Ada", age=36)},
     {"when": "hello", "say": "Hello, wörld 👋🏽!"},
 ]
-
-
-@dataclass(frozen=True)
-class Served:
-    """Where a client finds the server: ``base_url`` as the SDKs take it, and the model's name there."""
-
-    base_url: str
-    model: str
-
-
-@contextmanager
-def serve(model, *arguments):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "CVLLM_CACHE": str(ROOT / ".pytest_cache" / "cvllm-jax"),
-        "COLUMNS": "200", "NO_COLOR": "1",
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [PYTHON, "-m", "cvllm_jax", "serve", model, *arguments, "--port", "0", "--device", "cpu"],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        ready = process.stdout.readline()
-        assert "is ready on" in ready, ready
-        url = re.search(r"http://[\d.:]+\d", ready)[0]
-        yield Served(f"{url}/v1", Path(model.removeprefix("scripted:")).stem)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="session")
