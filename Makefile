@@ -59,5 +59,5 @@ pins:  ## refresh the pinned versions in deploy/constraints.txt, clients.txt and
 	@deploy/pins.sh
 
 clean:  ## remove .venv and what tools left
-	rm -rf .venv .venv-floor .venv-clients .venv-agents .venv-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-floor .venv-clients .venv-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
