@@ -90,12 +90,15 @@ class Case:
         """Patterns that each string must match as a whole, constants left aside. Empty: any string will do.
 
         Raises:
-            GrammarError: a pattern has an anchor where it cannot be followed.
+            GrammarError: a pattern has an anchor where it cannot be followed, or a format is not known.
         """
         least, most = self.bounds("Length")
         found = [f"(?s:.{{{least},{'' if most is None else most}}})"] if least or most is not None else []
         found += [whole_text(part["pattern"]) for part in self.parts if "pattern" in part]
-        return found + [FORMAT_TEXTS[part["format"]] for part in self.parts if "format" in part]
+        formats = [part["format"] for part in self.parts if "format" in part]
+        if unknown := [name for name in formats if name not in FORMAT_TEXTS]:
+            raise _unsupported(f"format {unknown[0]!r}")
+        return found + [FORMAT_TEXTS[name] for name in formats]
 
     def bounds(self, counted: str) -> tuple[int, int | None]:
         """The least and the most that ``minLength``, ``maxItems`` and the like allow."""

@@ -250,14 +250,16 @@ class ValueRules:
         members = case.members()
         return [] if members is None else [self.members(members)]
 
-    def members(self, members: Members, value: Callable[[str, Schema], str] | None = None) -> str:
+    def members(self, members: Members, value: Callable[[str | None, Schema], str] | None = None) -> str:
         """An expression for an object with these members.
 
         Arguments:
-            value: a rule for the value of the member of this name; :meth:`value` by default.
+            value: a rule for the value of the member of this name, or of one that is not named; :meth:`value` by
+                default.
         """
+        of = value or (lambda name, schema: self.value(schema))
         written = {
-            name: f"({self._name(name)}) {self._colon} {value(name, schema) if value else self.value(schema)}"
+            name: f"({self._name(name)}) {self._colon} {of(name, schema)}"
             for name, schema in members.properties.items()
             if schema is not False
         }
@@ -265,7 +267,7 @@ class ValueRules:
         if members.others is not False:
             names = not_named(members)
             keys = [self.text_between(it, [f"{it.plain}{{{it.least},}}"], names) for it in self._notation.names]
-            other = f"({union(keys)}) {self._colon} {self.value(members.others)}"
+            other = f"({union(keys)}) {self._colon} {of(None, members.others)}"
         return f'"{{" {self.in_any_order(written, members.required, other, self.comma)} "}}"'
 
     def in_any_order(

@@ -22,7 +22,6 @@ from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls, NamedCa
 __all__ = ["Calls", "call_grammar", "call_rules"]
 
 _WORD = re.compile(r"\w+")
-_TAG_NAME = re.compile(r"[^\s<>]+")
 _SPACE = r"[\s\x1c-\x1f]"  # what Python's str.strip takes away
 # By type, the texts that are read as a value of this type.
 _MISREAD = {
@@ -82,6 +81,8 @@ def call_rules(form: CallForm, name: str, schema: dict[str, Any], prefix: str, t
         GrammarError: the schema is invalid, or has what this format cannot have; the message names the keyword.
     """
     schema = {"type": "object", **schema}
+    if not re.fullmatch(form.names, name):
+        raise GrammarError(f"the name {shown(name)} cannot be written in this model's format of calls")
     match form:
         case JsonCalls():
             before = f'{{"{form.name_key}": {json.dumps(name, ensure_ascii=False)}, "{form.arguments_key}": '
@@ -114,7 +115,10 @@ def _value(
         return rules.value(read), rules.text
     types = _types(name, schema)
     objects = [
-        rules.members(members, lambda key, item: rules.value(item, _misread(types.of(name, key))))
+        rules.members(
+            members,
+            lambda key, item: rules.value(item, _misread(types.others(name) if key is None else types.of(name, key))),
+        )
         for members in _objects(rules, read)
     ]
     return f"({union(objects)})", rules.text
@@ -184,10 +188,9 @@ class _TaggedCall(_ListedArguments):
         self._form = form
 
     def written(self) -> _Written:
-        if not _TAG_NAME.fullmatch(self._name):
-            raise GrammarError(f"the name {shown(self._name)} cannot be written in this model's format of calls")
         between = lark.marked(self._form.between, self._tokens)
-        return f"{lark.quoted(self._name)} {between} {self._arguments(_TAG_NAME, self._argument, '')}", self._rules.text
+        arguments = self._arguments(re.compile(self._form.argument_names), self._argument, "")
+        return f"{lark.quoted(self._name)} {between} {arguments}", self._rules.text
 
     def _argument(self, name: str | None, spelled: str, schema: Schema) -> str:
         form = self._form
@@ -200,6 +203,8 @@ class _TaggedCall(_ListedArguments):
     def _value(self, types: Sequence[str], schema: Schema) -> str:
         """A value up to and with what closes it. What is written as text must be read as the value that was meant."""
         rules, close = self._rules, lark.marked(self._form.close, self._tokens)
+        if self._form.quoted:
+            return f"{rules.value(schema, _misread(types))} {close}"
         options: list[str] = []
         texts: list[list[str]] = []
         begins = ""  # what begins values that text must not be taken for

@@ -21,6 +21,7 @@ from cvllm_jax.openai.answer_rules import ContentGrammar, Thinking, answer_gramm
 from cvllm_jax.openai.call_rules import Calls, call_grammar, call_rules
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.model_format import ModelFormat
+from cvllm_jax.openai.reasoning.tags import TaggedReasoning
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_plan import ToolPlan
 from cvllm_jax.openai.types import ChatCompletionRequest, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, Tool
@@ -130,15 +131,7 @@ def _calls(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat) ->
     """The calls that a grammar has to have, as the model writes them."""
     if not plan.callable:
         return None
-    written = form.call_form
-    if written is None:
-        assert form.tool_parser is not None
-        raise RequestError(
-            f"Calls in this model's format ({form.tool_parser.name}) cannot be enforced: 'tool_choice' must be 'auto' "
-            "or 'none', without strict tools, allowed tools or 'response_format'.",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
+    written = _call_form(form, required=plan.required)
     return Calls(
         form=written,
         tools=[
@@ -148,6 +141,22 @@ def _calls(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat) ->
         required=plan.required,
         parallel=plan.parallel and written.parallel,
     )
+
+
+def _call_form(form: ModelFormat, *, required: bool) -> CallForm:
+    """How calls are written; refuses a format that cannot say so."""
+    assert form.tool_parser is not None
+    try:
+        written = form.call_form
+        if not required and not written.free_text:
+            raise GrammarError("its response_template has a field around text, which goes with required calls only")
+    except GrammarError as error:
+        raise RequestError(
+            f"Calls in this model's format ({form.tool_parser.name}) cannot be enforced as asked for: {error}.",
+            param="tool_choice",
+            code="unsupported_parameter",
+        ) from None
+    return written
 
 
 def _parameters(tool: Tool, index: int, form: CallForm) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def _grammar(
     content: ContentGrammar | LarkGrammar | None, calls: Calls | None, form: ModelFormat, prompt_end: str
 ) -> Grammar:
     """The grammar in the model's markup: in the words of the grammar package where it has them."""
-    thinking = _thinking(form, prompt_end)
+    thinking = _thinking(form, prompt_end, calls is not None)
     in_channels = form.writes_channels
     if isinstance(content, LarkGrammar):
         if calls is not None or in_channels or (thinking is not None and thinking.begun):
@@ -200,9 +209,12 @@ def _plain_calls(calls: Calls) -> ToolCallGrammar | None:
     return call_grammar(calls, at_least_one=calls.required) if is_plain else None
 
 
-def _thinking(form: ModelFormat, prompt_end: str) -> Thinking | None:
+def _thinking(form: ModelFormat, prompt_end: str, with_calls: bool) -> Thinking | None:
     """The reasoning that may come before the answer; None if there is none, or the prompt has closed it."""
     tags = form.thinking_tags
+    if with_calls and form.tool_parser is not None and form.tool_parser.handles_reasoning:
+        marks = form.tool_parser.reasoning_marks
+        tags = TaggedReasoning(form.tool_parser.name, *marks) if marks is not None else None
     if tags is None or prompt_end.rstrip().endswith(tags.closing.rstrip()):
         return None
     return Thinking(opening=tags.opening, closing=tags.closing, begun=tags.starts_inside(prompt_end))

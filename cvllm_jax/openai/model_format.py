@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class ModelFormat:
         self.tool_parser: ToolParser | None = None
         self.reasoning_parser: ReasoningParser | None = None
         architecture = engine.model_info().architecture
+        self._end_tokens = engine.model_info().eos_token_ids
         answers = self._template.response_template if self._template is not None else None
         found = tool_parser
         if tool_parser == "auto":
@@ -79,9 +81,20 @@ class ModelFormat:
         return {text: token for token, text in self._tokenizer.control_tokens.items()}
 
     @property
-    def call_form(self) -> CallForm | None:
-        """How a grammar has calls written; None if it cannot."""
-        return self.tool_parser.call_form(self.source) if self.tool_parser is not None else None
+    def call_form(self) -> CallForm:
+        """How a grammar has the calls of a model with a tool parser written.
+
+        Raises:
+            GrammarError: the format does not say how.
+        """
+        assert self.tool_parser is not None
+        form = self.tool_parser.call_form(self.source)
+        ends = {text for text, token in self.control_tokens.items() if token in self._end_tokens}
+        if form.end in ends:  # the answer's end, which is after a grammar in any case
+            form = replace(form, end="", parallel=False)
+        elif form.closing in ends:
+            form = replace(form, closing="")
+        return form
 
     @property
     def thinking_tags(self) -> TaggedReasoning | None:

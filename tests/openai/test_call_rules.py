@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -14,6 +15,7 @@ from cvllm_jax.openai import get_tool_parser
 from cvllm_jax.openai.answer_rules import answer_grammar
 from cvllm_jax.openai.call_rules import Calls
 from cvllm_jax.openai.tool_parsers import fold
+from cvllm_jax.openai.tool_parsers.response_template import ResponseTemplateParser
 from cvllm_jax.text import Tokenizer
 
 CLOSED = {"type": "object", "additionalProperties": False}
@@ -66,7 +68,18 @@ FORMS = {
     ("deepseek_v3", ""): "Well: <｜tool▁calls▁begin｜>",
     ("deepseek_v3", "```json"): "Well: <｜tool▁calls▁begin｜>",
 }
-ENDS = tuple(character.encode() for character in "\"'}])<>/\n")
+NAMES = ("f", "get_it")
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "response_template.json").read_text(encoding="utf-8"))
+#: Response templates by name -> as above, where text stands in no field of its own.
+TEMPLATES = {
+    "tags": "Well: <tool_call>",
+    "inline": "Well: <tool_call>",
+    "dialect": "Well: <|tool_call>call:",
+    "channels": None,
+    "list": None,
+    "blocks": None,
+}
+ENDS = tuple(character.encode() for character in "\"'}])<>|/\n")
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +93,11 @@ def compiler(tokenizer):
 
 
 def tools(schema):
-    return [{"type": "function", "function": {"name": name, "parameters": schema}} for name in ("f", "get-it")]
+    return [{"type": "function", "function": {"name": name, "parameters": schema}} for name in NAMES]
 
 
 def grammar_of(form, schema, *, required=True, parallel=True, content=None):
-    calls = Calls(form=form, tools=[("f", schema), ("get-it", schema)], required=required, parallel=parallel)
+    calls = Calls(form=form, tools=[(name, schema) for name in NAMES], required=required, parallel=parallel)
     return answer_grammar(content, calls, None, {})
 
 
@@ -97,22 +110,29 @@ def found_in(parser, schema, text):
     assert message.content == content
     validator = jsonschema.Draft202012Validator
     for call in calls:
-        assert call.name in ("f", "get-it")
+        assert call.name in NAMES
         validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(call.arguments))
     return content, calls
 
 
-@pytest.mark.parametrize(("form", "schema"), list(product(FORMS, SCHEMAS)), ids=str)
+@pytest.mark.parametrize(("form", "schema"), list(product([*FORMS, *TEMPLATES], SCHEMAS)), ids=str)
 def test_calls_by_chance_validate(compiler, tokenizer, form, schema):
     """Required calls, and calls amid text, which begin as the model begins them."""
-    name, template = form
-    parser, schema = get_tool_parser(name), SCHEMAS[schema]
+    schema = SCHEMAS[schema]
+    if form in FORMS:
+        parser, begin = get_tool_parser(form[0]), FORMS[form]
+        written = parser.call_form(form[1])
+    else:
+        parser, begin = ResponseTemplateParser(GOLDEN["templates"][form]), TEMPLATES[form]
+        written = parser.call_form("")
+        assert written.free_text is (begin is not None)
     counts = []
-    for required in (True, False):
-        grammar = compiler.compile(grammar_of(parser.call_form(template), schema, required=required))
+    for required in (True, False) if begin else (True,):
+        grammar = compiler.compile(grammar_of(written, schema, required=required))
         for seed in range(6):
-            begin = "" if required else FORMS[form]
-            text = random_answer(grammar, tokenizer, seed, limit=900, ends=ENDS, begin=begin)
+            text = random_answer(
+                grammar, tokenizer, seed, limit=900, ends=ENDS, begin="" if required else begin
+            )
             if text is None:
                 continue
             content, calls = found_in(parser, schema, text)
@@ -143,7 +163,7 @@ PLACE = {**CLOSED, "required": ["place"], "properties": {
     ("name", "text"),
     [
         ("pythonic", """[f(place="Rome", days=3)]"""),
-        ("pythonic", """[f(metric=True, place='it\\'s \\n', tags=['a', "b"]), get-it(place="", metric=None)]"""),
+        ("pythonic", """[f(metric=True, place='it\\'s \\n', tags=['a', "b"]), get_it(place="", metric=None)]"""),
         ("pythonic", """[f(metric=false, place="é", tags=[])]"""),
         ("pythonic", """[f(place="Rome",\n    days=3)]"""),
         ("qwen3_coder", "<parameter=place>\nRome\n\n 5\n</parameter>\n"),
@@ -220,3 +240,12 @@ def test_content_of_a_schema_or_calls(compiler, tokenizer, name):
 def test_what_a_format_cannot_have_is_refused_by_name(compiler, name, schema, reason):
     with pytest.raises(GrammarError, match=reason):
         compiler.compile(grammar_of(get_tool_parser(name).call_form(""), schema))
+
+
+def test_a_response_template_that_can_be_read_only(compiler):
+    parser = ResponseTemplateParser(GOLDEN["templates"]["lines"])
+    with pytest.raises(GrammarError, match=r"its pattern .* cannot be written in one way"):
+        parser.call_form("")
+    form = ResponseTemplateParser(GOLDEN["templates"]["dialect"]).call_form("")
+    with pytest.raises(GrammarError, match="the name 'get-it' cannot be written"):
+        answer_grammar(None, Calls(form=form, tools=[("get-it", {})], required=True, parallel=True), None, {})

@@ -8,6 +8,7 @@ import pytest
 
 from cvllm_jax.grammar import JsonSchemaGrammar, RegexGrammar
 from cvllm_jax.openai import (
+    AdapterConfig,
     ChatCompletionRequest,
     FunctionDefinition,
     Message,
@@ -84,6 +85,28 @@ def test_a_named_function_is_called(adapter, text):
     choice = ask(adapter, text, tools=TOOLS, tool_choice=ToolChoice.function("count"))
     assert [name for name, _ in called(choice)] == ["count"]
     assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("parser", "text", "places"), [("pythonic", "pythonic", ["Tokyo", "Rome"]), ("qwen3_coder", "XML", ["Tokyo"])]
+)
+def test_calls_that_are_no_json(scripted, parser, text, places):
+    adapter = OpenAIAdapter.with_config(scripted, AdapterConfig(tool_parser=parser))
+    strict = [Tool.function(TOOLS[0].function.with_strict()), TOOLS[1]]
+    for fields in ({"tool_choice": ToolChoice.mode("required")}, {}, {"response_format": FORMAT}):
+        choice = ask(adapter, text, tools=strict, **fields)
+        assert [json.loads(arguments)["location"] for _, arguments in called(choice)] == places
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    required = ask(adapter, "hi", tools=TOOLS, tool_choice=ToolChoice.function("count"))
+    assert [name for name, _ in called(required)] == ["count"]
+    assert ask(adapter, "hi", tools=strict).message.content == "Hello there."
+    request = {"model": "m", "messages": [Message.user(text)], "tools": TOOLS, "temperature": 0.0, "max_tokens": 400}
+    request |= {"tool_choice": ToolChoice.mode("required")}
+    chunks = list(adapter.chat_completion_stream_sync(ChatCompletionRequest(**request)))
+    deltas = [delta for chunk in chunks if chunk.choices for delta in chunk.choices[0].delta.tool_calls or ()]
+    for index, place in enumerate(places):
+        arguments = "".join(delta.function.arguments or "" for delta in deltas if delta.index == index)
+        assert json.loads(arguments) == {"location": place}
 
 
 def test_allowed_tools_alone_are_called(adapter):

@@ -29,11 +29,13 @@ class Anchor:
     program: Program
     literals: tuple[str, ...] = ()
     """What the pattern matches, where that is known."""
+    source: str = ""
+    """The pattern, where there are no literals."""
 
     @classmethod
     def of_pattern(cls, pattern: str) -> Anchor:
         """Raises ModelLoadError for a pattern that is not supported."""
-        return cls(compile_pattern(pattern))
+        return cls(compile_pattern(pattern), source=pattern)
 
     @classmethod
     def of_literals(cls, literals: Sequence[str]) -> Anchor:

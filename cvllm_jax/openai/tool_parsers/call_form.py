@@ -25,6 +25,10 @@ class CallForm:
     so that an answer is calls or text."""
     not_in_text: tuple[str, ...] = ()
     """Patterns, in Rust's syntax, of what else the parser reads as the beginning of a call."""
+    free_text: bool = True
+    """Text that is in no markup is content."""
+    names: str = r"[\w.:/-]+"
+    """A pattern of the functions' names that the parser reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,5 +72,9 @@ class TaggedCalls(CallForm):
     close: str
     notation: Notation
     """Of values that are no strings."""
+    argument_names: str = r"[^\s<>]+"
+    """A pattern of the arguments' names that the parser reads."""
     strips: bool = False
     """Whitespace around a string is no part of it."""
+    quoted: bool = False
+    """Strings are JSON like all other values."""

@@ -72,9 +72,22 @@ class ToolParser(ABC):
         """An id for a call, of the form that the model's chat template takes back."""
         return tool_call_id()
 
-    def call_form(self, chat_template: str) -> CallForm | None:
-        """How a grammar has calls written for a model with this chat template; None if it cannot."""
+    @property
+    def reasoning_marks(self) -> tuple[str, str] | None:
+        """What stands around reasoning, for formats that mark it the same way as calls.
+
+        Raises:
+            GrammarError: it cannot be written in one way.
+        """
         return None
+
+    @abstractmethod
+    def call_form(self, chat_template: str) -> CallForm:
+        """How calls are written by a model with this chat template, for grammars.
+
+        Raises:
+            GrammarError: the format does not say how.
+        """
 
     def parse(self, text: str, tools: Sequence[Any] = ()) -> tuple[str | None, list[ParsedToolCall]]:
         """The content and the calls of a whole answer; content is None where there are calls and nothing else."""

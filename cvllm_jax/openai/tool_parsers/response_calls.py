@@ -14,7 +14,7 @@ from cvllm_jax.openai.tool_parsers.response_fields import ResponseField
 from cvllm_jax.openai.tool_parsers.response_regions import Delimiter
 from cvllm_jax.openai.tool_parsers.response_values import fill, placeholder
 
-__all__ = ["CallRegion", "call_region"]
+__all__ = ["CallRegion", "call_region", "keys_of"]
 
 
 class CallRegion(ABC):
@@ -40,7 +40,7 @@ def call_region(
     if field.content == "json" and not field.content_args:
         if name and isinstance(function, Mapping) and placeholder(function.get("arguments")) == ["content"]:
             return _Arguments(output, name)
-        if (keys := _keys(function, each=field.transform_each)) is not None:
+        if (keys := keys_of(function, each=field.transform_each)) is not None:
             return _Objects(output, keys, opened, content)
     return _Values(field, output, types, opened, name, content)
 
@@ -51,7 +51,7 @@ def _name(function: Any, opened: Delimiter) -> str:
     return opened.groups.get(path[0], "") if path is not None and len(path) == 1 else ""
 
 
-def _keys(function: Any, *, each: bool) -> Keys | None:
+def keys_of(function: Any, *, each: bool) -> Keys | None:
     """Where each object has name and arguments, if they are all that the transform picks."""
     if not each and placeholder(function) == ["content"]:
         return Keys("name", ("arguments",))

@@ -31,6 +31,8 @@ class ResponseField:
     content: str
     content_args: Mapping[str, Any]
     parse: Parse
+    repeats: bool
+    """There may be more than one region."""
     join: str | None
     transform: Any
     transform_each: bool
@@ -58,6 +60,7 @@ class ResponseField:
             content=content,
             content_args=arguments,
             parse=value_parser(content, arguments),
+            repeats=bool(spec.get("repeats", False)),
             join=join,
             transform=spec.get("transform"),
             transform_each=bool(spec.get("transform_each", False)),

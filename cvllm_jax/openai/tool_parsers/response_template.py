@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cvllm_jax.grammar import GrammarError
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes
+from cvllm_jax.openai.tool_parsers.call_form import CallForm
 from cvllm_jax.openai.tool_parsers.output import Output
 from cvllm_jax.openai.tool_parsers.parser import ParserStream, ToolParser
 from cvllm_jax.openai.tool_parsers.reader import Sink, Steps, TextReader, discard
 from cvllm_jax.openai.tool_parsers.response_calls import CallRegion, call_region
 from cvllm_jax.openai.tool_parsers.response_fields import ResponseField, ResponseTemplate
+from cvllm_jax.openai.tool_parsers.response_form import response_form, written
 from cvllm_jax.openai.tool_parsers.response_regions import RegionReader
 
 __all__ = ["ResponseTemplateParser"]
@@ -35,6 +38,19 @@ class ResponseTemplateParser(ToolParser):
         """Raises ModelLoadError for a template that is malformed or needs what is not supported."""
         super().__init__(make_id=make_id)
         self._template = ResponseTemplate.from_dict(template)
+
+    def call_form(self, chat_template: str) -> CallForm:
+        return response_form(self._template)
+
+    @property
+    def reasoning_marks(self) -> tuple[str, str] | None:
+        for field in self._template.fields:
+            if field.name in _REASONING_FIELDS and field.opening is not None:
+                opening, closing = written(field.opening), written(field.closing) if field.closing else None
+                if opening.groups or closing is None or closing.groups or not (opening.first and closing.first):
+                    raise GrammarError("its response_template marks reasoning in no single way")
+                return opening.texts[0], closing.texts[0]
+        return None
 
     def stream(self, tools: Sequence[Any] = (), *, prompt: str = "") -> ParserStream:
         stream = super().stream(tools)
