@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 from cvllm_jax.grammar.any_order_rules import COUNTED, ArrayRule, ObjectRule, Rule, TextRule
 from cvllm_jax.grammar.errors import GrammarError
 from cvllm_jax.grammar.patterns import literal, not_any_of
-from cvllm_jax.grammar.schema_logic import Json, Schema, SchemaLogic
+from cvllm_jax.grammar.schema_logic import MAX_ALTERNATIVES, Json, Part, Schema, SchemaLogic
 from cvllm_jax.grammar.whole_text import whole_text
 
 __all__ = ["AnyOrder"]
 
-MAX_ALTERNATIVES = 256
 MAX_RULES = 2000
 MAX_READ = 2000
 """Schemas for the engine, each of which is compiled by itself to see whether anything validates."""
@@ -37,10 +35,6 @@ _KINDS: tuple[tuple[tuple[str, ...], Callable[[str], bool]], ...] = (
     (("array",), lambda key: key in _ARRAYS | _EVERYWHERE),
     (("object",), lambda key: key in _OBJECTS | _EVERYWHERE),
 )
-
-type _Part = dict[str, Any]
-"""A schema that combines no others."""
-type _Alternative = tuple[_Part, ...]
 
 
 class AnyOrder:
@@ -121,7 +115,10 @@ class AnyOrder:
             yield from self._engine(_both(*schemas))
             return
         seen = set()
-        for alternative in self._alternatives({"allOf": schemas}, frozenset()):
+        alternatives = self._logic.alternatives({"allOf": schemas})
+        if alternatives is None:
+            raise self._refusal(f"alternatives that combine in more than {MAX_ALTERNATIVES} ways")
+        for alternative in alternatives:
             kinds = self._logic.kinds(alternative)
             for types, means in _KINDS:
                 left = [kind for kind in types if kind in kinds]
@@ -132,7 +129,7 @@ class AnyOrder:
                     seen.add(key)
                     yield from self._reading(left, parts)
 
-    def _reading(self, types: list[str], parts: list[_Part]) -> Iterator[Rule]:
+    def _reading(self, types: list[str], parts: list[Part]) -> Iterator[Rule]:
         """Values of these types that validate against all parts."""
         constant = any("const" in part or "enum" in part for part in parts)
         if constant or not self._has_names(parts):
@@ -140,7 +137,7 @@ class AnyOrder:
         else:
             yield self._array(parts) if types == ["array"] else self._object(parts)
 
-    def _engine(self, schema: _Part) -> Iterator[TextRule]:
+    def _engine(self, schema: Part) -> Iterator[TextRule]:
         """What the engine makes of the schema; nothing if it says that no value validates."""
         self._read += 1
         if self._read > MAX_READ:
@@ -179,36 +176,9 @@ class AnyOrder:
             return True
         return any(self._has_names(item) for key, item in node.items() if key not in ("const", "enum"))
 
-    def _alternatives(self, schema: Schema, following: frozenset[str]) -> list[_Alternative]:
-        """What the schema comes to, without what no type of value satisfies."""
-        if isinstance(schema, bool):
-            return [()] if schema else []
-        own = {key: item for key, item in schema.items() if key not in ("allOf", "anyOf", "$ref")}
-        found: list[_Alternative] = [(own,)] if own else [()]
-        reference = schema.get("$ref")
-        if reference in following:
-            return []  # a value that is one by way of itself is one without as well
-        if reference is not None:
-            target = self._definitions[reference.removeprefix("#/$defs/")]
-            found = self._both(found, self._alternatives(target, following | {reference}))
-        for item in schema.get("allOf", ()):
-            found = self._both(found, self._alternatives(item, following))
-        if "anyOf" in schema:
-            options = [option for item in schema["anyOf"] for option in self._alternatives(item, following)]
-            found = self._both(found, options)
-        return found
-
-    def _both(self, ones: list[_Alternative], others: list[_Alternative]) -> list[_Alternative]:
-        if len(ones) * len(others) <= 8 * MAX_ALTERNATIVES:
-            both = [(*one, *other) for one in ones for other in others]
-            both = [alternative for alternative in both if self._logic.kinds(alternative)]
-            if len(both) <= MAX_ALTERNATIVES:
-                return both
-        raise self._refusal(f"alternatives that combine in more than {MAX_ALTERNATIVES} ways")
-
     # Arrays and objects
 
-    def _array(self, parts: list[_Part]) -> ArrayRule:
+    def _array(self, parts: list[Part]) -> ArrayRule:
         def at(index: int) -> str:
             return self._value(
                 part["prefixItems"][index] if index < len(part.get("prefixItems", ())) else part.get("items", True)
@@ -219,7 +189,7 @@ class AnyOrder:
         least, most = _counts(parts, "Items")
         return ArrayRule([at(index) for index in range(length)], at(length), least, most)
 
-    def _object(self, parts: list[_Part]) -> ObjectRule:
+    def _object(self, parts: list[Part]) -> ObjectRule:
         required = dict.fromkeys(name for part in parts for name in part.get("required", ()))
         names = required | dict.fromkeys(name for part in parts for name in part.get("properties", ()))
         least, most = _counts(parts, "Properties")
@@ -233,7 +203,7 @@ class AnyOrder:
         members = {name: self._value(self._member(parts, name)) for name in names}
         return ObjectRule(members, len(required), others, least, most)
 
-    def _member(self, parts: list[_Part], name: str) -> Iterator[Schema]:
+    def _member(self, parts: list[Part], name: str) -> Iterator[Schema]:
         """What the value of a member has to satisfy."""
         for part in parts:
             patterns = part.get("patternProperties", {})
@@ -241,10 +211,10 @@ class AnyOrder:
             found += [item for pattern, item in patterns.items() if self._matches(pattern, name)]
             yield from found or [part.get("additionalProperties", True)]
 
-    def _others(self, parts: list[_Part], names: list[str]) -> Iterator[tuple[str, str]]:
+    def _others(self, parts: list[Part], names: list[str]) -> Iterator[tuple[str, str]]:
         """Rules of the names and values of members that are not called by a name in the schema."""
         rest = [part.get("additionalProperties", True) for part in parts]
-        matching: dict[str, _Part] = {}
+        matching: dict[str, Part] = {}
         for pattern in dict.fromkeys(pattern for part in parts for pattern in part.get("patternProperties", ())):
             values = [part.get("patternProperties", {}).get(pattern, item) for part, item in zip(parts, rest)]
             taken = [name for name in names if self._matches(pattern, name)]
@@ -307,12 +277,12 @@ class AnyOrder:
         return list(found)
 
 
-def _both(*schemas: Schema) -> _Part:
+def _both(*schemas: Schema) -> Part:
     """What validates against all schemas, none of which is a boolean."""
     return {"allOf": list(schemas)} if schemas else {}
 
 
-def _counts(parts: list[_Part], kind: str) -> tuple[int, int | None]:
+def _counts(parts: list[Part], kind: str) -> tuple[int, int | None]:
     """The strictest least and most."""
     most = [part[f"max{kind}"] for part in parts if f"max{kind}" in part]
     return max(part.get(f"min{kind}", 0) for part in parts), min(most) if most else None

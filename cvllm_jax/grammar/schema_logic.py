@@ -10,9 +10,10 @@ from typing import Any
 from cvllm_jax.grammar import numbers
 from cvllm_jax.grammar.patterns import not_any_of
 
-__all__ = ["Json", "Schema", "SchemaLogic"]
+__all__ = ["MAX_ALTERNATIVES", "Json", "Part", "Schema", "SchemaLogic"]
 
 MAX_OPTIONS = 128
+MAX_ALTERNATIVES = 256
 MAX_DEPTH = 12
 MAX_STEPS = 50_000
 _NOT_INTEGER = frozenset({"null", "boolean", "string", "array", "object"})
@@ -21,6 +22,8 @@ _TYPE_OF = {str: "string", bool: "boolean", int: "number", float: "number", list
 
 type Json = Any
 type Schema = dict[str, Any] | bool
+type Part = dict[str, Any]
+"""A schema that combines no others."""
 
 
 class SchemaLogic:
@@ -171,6 +174,40 @@ class SchemaLogic:
             for values in _values(part):
                 common &= {_TYPE_OF.get(type(value), "null") for value in values}
         return common
+
+    def alternatives(self, schema: Schema, following: frozenset[str] = frozenset()) -> list[tuple[Part, ...]] | None:
+        """What the schema comes to, each time schemas that hold at once; None if there are too many.
+
+        Those that no type of value satisfies are left out.
+
+        Arguments:
+            following: references that led here.
+        """
+        if isinstance(schema, bool):
+            return [()] if schema else []
+        own = {key: item for key, item in schema.items() if key not in ("allOf", "anyOf", "$ref")}
+        groups: list[list[Schema]] = [[item] for item in schema.get("allOf", ())]
+        if "anyOf" in schema:
+            groups.append(schema["anyOf"])
+        if "$ref" in schema:
+            if schema["$ref"] in following:
+                return []  # a value that is one by way of itself is one without as well
+            following |= {schema["$ref"]}
+            groups.append([self._definitions[schema["$ref"].removeprefix("#/$defs/")]])
+        found: list[tuple[Part, ...]] = [(own,)] if own else [()]
+        for group in groups:
+            options: list[tuple[Part, ...]] = []
+            for item in group:
+                more = self.alternatives(item, following)
+                if more is None or len(options) + len(more) > MAX_ALTERNATIVES:
+                    return None
+                options += more
+            if len(found) * len(options) > 8 * MAX_ALTERNATIVES:
+                return None
+            found = [both for one in found for other in options if self.kinds(both := (*one, *other))]
+            if len(found) > MAX_ALTERNATIVES:
+                return None
+        return found
 
     def _exhausted(self) -> bool:
         self._steps += 1
