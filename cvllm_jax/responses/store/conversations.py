@@ -25,6 +25,7 @@ from cvllm_jax.responses.store.items import (
 )
 from cvllm_jax.responses.store.records import ItemPage, JsonObject, Order, StoredConversation
 from cvllm_jax.responses.store.schema import ItemList, RecordKind, RecordState, items, records
+from cvllm_jax.responses.store.whole import whole
 
 __all__ = ["Conversations"]
 
@@ -40,6 +41,7 @@ class Conversations:
         self._access = access
         self._database = access.database
 
+    @whole
     async def create(
         self, conversation_id: str, *, metadata: JsonObject | None = None, items: Sequence[JsonObject] = ()
     ) -> StoredConversation:
@@ -62,6 +64,7 @@ class Conversations:
             await self._access.count(connection, conversations=1, size=size)
         return await self.retrieve(conversation_id)
 
+    @whole
     async def retrieve(self, conversation_id: str) -> StoredConversation:
         async with self._database.read() as connection:
             found = await self._access.find(connection, RecordKind.CONVERSATION, conversation_id)
@@ -69,6 +72,7 @@ class Conversations:
             row = (await connection.execute(query)).one()
         return StoredConversation(id=conversation_id, created_at=int(row.created_at), metadata=from_json(row.body))
 
+    @whole
     async def update(self, conversation_id: str, metadata: JsonObject) -> StoredConversation:
         """Replace its metadata; also while a response uses it."""
         body = to_json(metadata)
@@ -79,11 +83,13 @@ class Conversations:
             await self._access.count(connection, size=growth)
         return await self.retrieve(conversation_id)
 
+    @whole
     async def delete(self, conversation_id: str) -> None:
         async with self._database.write() as connection:
             row = await self._unlocked(connection, conversation_id)
             await self._access.remove(connection, RecordKind.CONVERSATION, row)
 
+    @whole
     async def add_items(self, conversation_id: str, items: Sequence[JsonObject]) -> None:
         """Add items at its end, all or none.
 
@@ -97,6 +103,7 @@ class Conversations:
             growth = await self._access.extend_conversation(connection, row, encoded)
             await self._access.count(connection, size=growth)
 
+    @whole
     async def items(
         self,
         conversation_id: str,
@@ -117,12 +124,14 @@ class Conversations:
                 connection, record, ItemList.CONVERSATION, after=after, before=before, limit=limit, order=order
             )
 
+    @whole
     async def all_items(self, conversation_id: str) -> list[JsonObject]:
         """All its items, in order."""
         async with self._database.read() as connection:
             record = (await self._access.find(connection, RecordKind.CONVERSATION, conversation_id)).seq
             return await read_items(connection, record, ItemList.CONVERSATION)
 
+    @whole
     async def item(self, conversation_id: str, item_id: str) -> JsonObject:
         """One of its items.
 
@@ -137,6 +146,7 @@ class Conversations:
         value: JsonObject = from_json(body)
         return value
 
+    @whole
     async def delete_item(self, conversation_id: str, item_id: str) -> None:
         """Delete one of its items.
 
@@ -153,6 +163,7 @@ class Conversations:
             await self._access.resize(connection, row, -size, used_at=self._access.clock())
             await self._access.count(connection, size=-size)
 
+    @whole
     async def lock(self, conversation_id: str, response_id: str) -> None:
         """Let one response use a conversation until it ends; its process ending ends it, however that ends.
 
@@ -165,6 +176,7 @@ class Conversations:
         async with self._database.write() as connection:
             await self._access.lock_conversation(connection, conversation_id, response_id)
 
+    @whole
     async def unlock(self, conversation_id: str, response_id: str, items: Sequence[JsonObject] = ()) -> None:
         """Add what came of a response that is not stored, and let others use the conversation.
 

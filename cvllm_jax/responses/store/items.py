@@ -123,7 +123,8 @@ async def newest_items(connection: AsyncConnection, ids: Collection[str]) -> dic
     Raises:
         ItemsTooLargeError: they hold more than 256 MiB.
     """
-    wanted, found, size = list(ids), {}, 0
+    wanted, size = list(ids), 0
+    found: dict[str, JsonObject] = {}
     for start in range(0, len(wanted), _BATCH):
         newest = (
             select(items.c.id, func.max(items.c.record).label("record"))

@@ -38,6 +38,7 @@ from cvllm_jax.responses.store.items import (
 from cvllm_jax.responses.store.opening import open_database
 from cvllm_jax.responses.store.records import ItemPage, JsonObject, Order, StoredResponse, StoreLimits, StoreUsage
 from cvllm_jax.responses.store.schema import ItemList, RecordKind, RecordState, records
+from cvllm_jax.responses.store.whole import whole
 
 __all__ = ["ResponseStore"]
 
@@ -53,7 +54,7 @@ class ResponseStore:
     "incomplete". Any number of processes may open the same store. A store belongs to the event loop that opened it.
 
     Every method may raise StoreUnavailableError: the storage cannot be reached, read or written. A method that is
-    cancelled has done all of its work or none.
+    cancelled does its work first: afterwards it is done, or refused, and never both.
     """
 
     def __init__(self, access: Access) -> None:
@@ -97,6 +98,7 @@ class ResponseStore:
             raise
         return store
 
+    @whole
     async def aclose(self) -> None:
         """Let go of it. Responses that are still in progress are interrupted."""
         self._sweeper.cancel()
@@ -114,6 +116,7 @@ class ResponseStore:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    @whole
     async def create(
         self,
         response_id: str,
@@ -168,6 +171,7 @@ class ResponseStore:
             await append_items(connection, record, ItemList.INPUT, encoded)
             await self._access.count(connection, responses=1, size=size)
 
+    @whole
     async def update(self, response_id: str, response: JsonObject) -> None:
         """Replace a response that is in progress, say when it is no longer queued.
 
@@ -181,6 +185,7 @@ class ResponseStore:
             growth = await self._access.resize(connection, row, len(body) - row.body_bytes, body=body)
             await self._access.count(connection, size=growth)
 
+    @whole
     async def finish(self, response_id: str, response: JsonObject, output_items: Sequence[JsonObject] = ()) -> None:
         """Store what came of a response, however it ended. Its conversation gets its input and output.
 
@@ -200,6 +205,7 @@ class ResponseStore:
                 growth += await self._extend_conversation(connection, row.conversation, response_id, row.seq)
             await self._access.count(connection, size=growth)
 
+    @whole
     async def retrieve(self, response_id: str) -> StoredResponse:
         """A response as it stands.
 
@@ -222,6 +228,7 @@ class ResponseStore:
             interrupted=row.state == RecordState.ORPHANED,
         )
 
+    @whole
     async def delete(self, response_id: str) -> None:
         """Delete a response with its items and events. What went on from it has lost its chain.
 
@@ -232,6 +239,7 @@ class ResponseStore:
             row = await self._access.find(connection, RecordKind.RESPONSE, response_id, lock=True)
             await self._access.remove(connection, RecordKind.RESPONSE, row)
 
+    @whole
     async def input_items(
         self,
         response_id: str,
@@ -253,6 +261,7 @@ class ResponseStore:
                 connection, record, ItemList.INPUT, after=after, before=before, limit=limit, order=order
             )
 
+    @whole
     async def find_items(self, ids: Collection[str]) -> dict[str, JsonObject]:
         """Items of any responses and conversations, by id; of several with one id, one of the newest.
 
@@ -264,6 +273,7 @@ class ResponseStore:
         async with self._database.read() as connection:
             return await newest_items(connection, ids)
 
+    @whole
     async def chain(self, response_id: str) -> list[JsonObject]:
         """Input and output of a response and of all that it went on from, in order: what the next one reads first.
 
@@ -279,6 +289,7 @@ class ResponseStore:
                 raise PreviousResponseNotFoundError(response_id) from None
             return await read_chain(connection, newest)
 
+    @whole
     async def append_events(self, response_id: str, batch: Sequence[JsonObject]) -> None:
         """Store the next events of a response that is in progress. Larger batches cost less.
 
@@ -294,6 +305,7 @@ class ResponseStore:
             growth = await self._access.resize(connection, row, len(encoded.body))
             await self._access.count(connection, size=growth)
 
+    @whole
     async def events_after(self, response_id: str, sequence_number: int, *, limit: int = 1000) -> list[JsonObject]:
         """Its stored events with a greater sequence number, in order, up to ``limit``; -1 for all.
 
@@ -304,11 +316,13 @@ class ResponseStore:
             record = (await self._access.find(connection, RecordKind.RESPONSE, response_id)).seq
             return await read_events(connection, record, sequence_number, limit)
 
+    @whole
     async def usage(self) -> StoreUsage:
         """How much is stored."""
         async with self._database.read() as connection:
             return await read_totals(connection)
 
+    @whole
     async def sweep(self) -> None:
         """Mark what ended processes left in progress, and delete what is too old. Happens by itself every 30 s."""
         owner = self._access.owner

@@ -210,10 +210,10 @@ async def test_servers_that_cannot_be_reached(postgres):
             assert not [text for text in (PASSWORD, secret, "wr0ng-secret") if text in said]
 
 
-async def test_a_password(postgres, new_postgres_url):
-    database = new_postgres_url().partition("?")[0].rpartition("/")[2]
-    await opens(postgres.tcp_url(database).replace("postgresql:", "postgres:"))
-    await opens(postgres.tcp_url(database) + "?sslmode=prefer")
+async def test_a_password(postgres, postgres_url):
+    schema = postgres_url.rpartition("&")[2]
+    await opens(postgres.tcp_url("postgres").replace("postgresql:", "postgres:") + f"?{schema}")
+    await opens(postgres.tcp_url("postgres") + f"?sslmode=prefer&{schema}")
 
 
 async def test_a_server_that_goes_away(postgres, postgres_url):

@@ -305,17 +305,23 @@ async def test_200_tasks_at_once(store, target):
 
 
 async def test_what_is_cancelled_is_whole_or_not_there(store, target):
+    await add(store, "first")
+
     async def work(number):
         id_ = f"r{number}"
+        await store.chain("first")
         await store.create(id_, {"id": id_}, input_items=[item(f"{id_}_{entry}") for entry in range(20)])
         await store.finish(id_, {"id": id_, "status": "completed"}, [item(f"{id_}_out")])
 
     tasks = [asyncio.create_task(work(number)) for number in range(60)]
     for number, task in enumerate(tasks):
-        if number % 3:
-            await asyncio.sleep(0.002)
+        if number % 4:
+            await asyncio.sleep(0.001)
             task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+            task.cancel()
+    await asyncio.wait(tasks)
+    assert sum(task.cancelled() for task in tasks) > 10
+    assert not [task for task in tasks if not task.cancelled() and task.exception()]
     for number in range(60):
         try:
             found = await store.retrieve(f"r{number}")
