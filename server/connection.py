@@ -8,10 +8,17 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
+from starlette.websockets import WebSocketDisconnect
 
+from cvllm_jax.errors import IoError
 from server.state import ServerState, stopping_error
 
-__all__ = ["client_gone", "while_connected"]
+__all__ = ["cancel_and_wait", "client_gone", "is_disconnect", "while_connected"]
+
+
+def is_disconnect(error: Exception) -> bool:
+    """Whether sending failed because the client is gone. Some errors of this library are OSErrors, too."""
+    return isinstance(error, WebSocketDisconnect) or (isinstance(error, OSError) and not isinstance(error, IoError))
 
 
 async def client_gone(receive: Receive) -> None:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from cvllm_jax.openai import RequestError
 
-__all__ = ["query_flag", "query_number", "query_order"]
+__all__ = ["query_flag", "query_list", "query_number", "query_order"]
 
 
 def query_number(request: Request, name: str, default: int, least: int, most: int) -> int:
@@ -33,6 +33,11 @@ def query_flag(request: Request, name: str) -> bool:
             f"Invalid '{name}': expected true or false, but got '{text[:100]}'.", param=name, code="invalid_type"
         )
     return text in ("true", "1")
+
+
+def query_list(request: Request, name: str) -> list[str]:
+    """The values of a parameter that may be there several times, also as ``name[]``, as some clients write it."""
+    return [value for key, value in request.query_params.multi_items() if key in (name, f"{name}[]")]
 
 
 def query_order(request: Request) -> Literal["asc", "desc"]:

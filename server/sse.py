@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.connection import cancel_and_wait, client_gone
+from server.connection import cancel_and_wait, client_gone, is_disconnect
 from server.errors import ApiError, as_api_error, error_body
 from server.state import ServerState, stopping_error
 
@@ -86,10 +86,9 @@ class EventStream(Response):
                 # Neither line above waits while items are at hand and the socket takes them: other
                 # clients, and the news that this one is gone, get their turn here.
                 await asyncio.sleep(0)
-        except OSError:
-            return  # the client is gone; IoError of this library is no error of a running request
         except Exception as error:
-            await self._send_end(send, error)
+            if not is_disconnect(error):
+                await self._send_end(send, error)
         else:
             await self._send_end(send)
 

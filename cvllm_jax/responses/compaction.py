@@ -12,7 +12,8 @@ from cvllm_jax.responses.errors import in_words_of_responses
 from cvllm_jax.responses.ids import new_id
 from cvllm_jax.responses.input_items import identified
 from cvllm_jax.responses.opaque import encode_compaction
-from cvllm_jax.responses.transcript import read_transcript, shortened
+from cvllm_jax.responses.transcript import read_transcript
+from cvllm_jax.responses.truncation import fitted
 from cvllm_jax.responses.types import (
     CompactedResponse,
     Compaction,
@@ -43,17 +44,12 @@ async def compact(
     Raises RequestError for a conversation that cannot be read, and what ``adapter.chat_completion`` raises.
     """
     messages = list(read_transcript(items, request.instructions).messages)
-    while True:
-        chat = chat_request(request, [*messages, Message.user(_TASK)])
-        limit = {"max_completion_tokens": request.max_output_tokens}
-        try:
-            answer = await adapter.chat_completion(chat.model_copy(update=limit))
-            break
-        except RequestError as error:
-            shorter = shortened(messages) if error.code == "context_length_exceeded" else None
-            if shorter is None:
-                raise in_words_of_responses(error) from error
-            messages = shorter
+    chat = chat_request(request, [*messages, Message.user(_TASK)])
+    chat = chat.model_copy(update={"max_completion_tokens": request.max_output_tokens})
+    try:
+        answer = await adapter.chat_completion(await fitted(adapter, chat))
+    except RequestError as error:
+        raise in_words_of_responses(error) from error
     text = answer.choices[0].message.content
     summary = text.strip() if isinstance(text, str) else ""
     content = encode_compaction(

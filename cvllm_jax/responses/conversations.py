@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -12,6 +13,7 @@ from cvllm_jax.openai.unsupported import log_unknown_names
 from cvllm_jax.openai.validation import describe_error
 from cvllm_jax.responses.errors import NotFoundError, api_errors
 from cvllm_jax.responses.ids import new_id
+from cvllm_jax.responses.inclusion import check_include, including
 from cvllm_jax.responses.input_items import identified
 from cvllm_jax.responses.store import ItemPage, Order, StoredConversation
 from cvllm_jax.responses.types import Conversation, Deleted, Item, ItemList, ItemReference, Metadata
@@ -96,25 +98,29 @@ class Conversations:
         before: str | None = None,
         limit: int = 20,
         order: Order = "desc",
+        include: Collection[str] = (),
     ) -> ItemList:
         """A page of its items."""
+        check_include(include)
         with api_errors():
             page = await self._conversations.items(
                 conversation_id, after=after, before=before, limit=limit, order=order
             )
-        return item_list(page)
+        return item_list(page, include)
 
-    async def add(self, conversation_id: str, request: ItemsRequest) -> ItemList:
+    async def add(self, conversation_id: str, request: ItemsRequest, include: Collection[str] = ()) -> ItemList:
         """Add items at its end."""
+        check_include(include)
         items = _new(request.items)
         with api_errors():
             await self._conversations.add_items(conversation_id, [item.model_dump(mode="json") for item in items])
-        return ItemList.of(items)
+        return ItemList.of(including(items, include))
 
-    async def item(self, conversation_id: str, item_id: str) -> Item:
+    async def item(self, conversation_id: str, item_id: str, include: Collection[str] = ()) -> Item:
+        check_include(include)
         with api_errors():
             stored = await self._conversations.item(conversation_id, item_id)
-        return _ITEMS.validate_python([stored])[0]
+        return including(_ITEMS.validate_python([stored]), include)[0]
 
     async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
         with api_errors():
@@ -122,8 +128,8 @@ class Conversations:
         return await self.retrieve(conversation_id)
 
 
-def item_list(page: ItemPage) -> ItemList:
-    return ItemList.of(_ITEMS.validate_python(list(page.items)), has_more=page.has_more)
+def item_list(page: ItemPage, include: Collection[str] = ()) -> ItemList:
+    return ItemList.of(including(_ITEMS.validate_python(list(page.items)), include), has_more=page.has_more)
 
 
 def _new(items: list[Item]) -> list[Item]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cvllm_jax.errors import Error, McpConnectionError
@@ -22,16 +22,37 @@ from cvllm_jax.responses.run import Publish, Run
 from cvllm_jax.responses.servers import RequestServers
 from cvllm_jax.responses.tool_targets import McpTarget, ToolTarget
 from cvllm_jax.responses.toolset import Toolset, allowed_listing
-from cvllm_jax.responses.transcript import Transcript, read_transcript, shortened
-from cvllm_jax.responses.types import ErrorEvent, Item, Response, ResponseEvent, ResponseRequest
+from cvllm_jax.responses.transcript import Transcript, read_transcript
+from cvllm_jax.responses.truncation import fitted
+from cvllm_jax.responses.types import EXTENSIONS, ErrorEvent, Item, Response, ResponseEvent, ResponseRequest
 from cvllm_jax.responses.writer import Writer
 
 if TYPE_CHECKING:
     from cvllm_jax.responses.keeping import Keeper
 
-__all__ = ["Creation", "chat_request"]
+__all__ = ["Context", "Creation", "LocalChains", "chat_request"]
 
 _log = logging.getLogger(__name__)
+
+#: Fields that chat completions have by the same names.
+_CHAT_FIELDS = (
+    "temperature", "top_p", "presence_penalty", "frequency_penalty", "parallel_tool_calls", *EXTENSIONS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The conversation that a response goes on with."""
+
+    items: Sequence[Item] = ()
+    stored_as: str | None = None
+    """The stored response that it ends with."""
+    unstored: bool = False
+    """Nobody has stored it: a response that is stored has to bring it along."""
+
+
+#: Conversations that are kept for one client only, by the id of their last response.
+type LocalChains = MutableMapping[str, Context]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +70,9 @@ class Creation:
     failures are told by events, and kept in ``failure``.
 
     Arguments:
-        context: items of the conversation so far.
+        context: the conversation so far.
         items: those that the request adds.
+        local: conversations of one client; this one joins them when it has ended.
         keeper: stores the response, or does not.
         servers: the MCP servers that the request names; closed at the end.
         generate: False leaves the output empty.
@@ -63,23 +85,26 @@ class Creation:
         request: ResponseRequest,
         response: Response,
         *,
-        context: Sequence[Item],
+        context: Context,
         items: Sequence[Item],
         keeper: Keeper,
         servers: RequestServers,
+        local: LocalChains | None = None,
         generate: bool = True,
     ) -> None:
         self._adapter = adapter
         self._config = config
         self._request = request
-        self._items = [*context, *items]
+        self._context = context
+        self._added = items
+        self._items = [*context.items, *items]
+        self._local = local
         self._keeper = keeper
         self._servers = servers
         self._generate = generate
         self._transcript = read_transcript(self._items, request.instructions)
         self._targets: dict[str, ToolTarget] = {}
         self._writer = Writer(request, response, targets=self._targets, approvals=self._transcript.approvals)
-        self._begun = False
         self.failure: Exception | None = None
         self.run = Run(self._make, keep=bool(request.background))
 
@@ -87,26 +112,23 @@ class Creation:
     def response(self) -> Response:
         return self._writer.response
 
-    @property
-    def items(self) -> list[Item]:
-        """The conversation with what the response has added so far."""
-        return [*self._items, *self._writer.response.output]
-
     async def _make(self, publish: Publish) -> None:
         try:
             await self._answer(publish)
         except asyncio.CancelledError:
-            await self._end(publish, self._writer.cancel())
+            if not self._writer.ended:
+                await self._end(publish, self._writer.cancel())
             raise
         except Exception as error:
             refused = in_words_of_responses(error) if isinstance(error, RequestError) else error
-            if not self._begun:
+            if not self._keeper.begun:
                 await self._keeper.drop()
                 raise refused from error
             if not isinstance(error, Error):
                 _log.error("a response failed", exc_info=error)
             self.failure = refused
-            await self._end(publish, self._writer.fail(response_error(refused)))
+            if not self._writer.ended:
+                await self._end(publish, self._writer.fail(response_error(refused)))
         finally:
             await self._servers.aclose()
 
@@ -118,27 +140,13 @@ class Creation:
             await self._begin(publish)
         listed = await self._listed(publish)
         self._targets.update(_targets(self._request, listed.toolset))
-        task = self._task(listed)
         if not self._generate:
             await self._begin(publish)
             await self._take(AgentEnded(ending=AgentEnding.ANSWERED, messages=[]), publish)
             return
-        while True:
-            try:
-                await self._work(task, publish)
-                return
-            except RequestError as error:
-                shorter = None
-                if error.code == "context_length_exceeded" and self._request.truncation == "auto":
-                    shorter = shortened(task.chat.messages)
-                if shorter is None or self._writer.response.output:
-                    raise
-                task = replace(task, chat=task.chat.model_copy(update={"messages": shorter}))
-
-    async def _work(self, task: AgentTask, publish: Publish) -> None:
-        async with aclosing(run_agent(self._adapter, task)) as events:
+        async with aclosing(run_agent(self._adapter, await self._task(listed))) as events:
             async for event in events:
-                if not self._begun:
+                if not self._keeper.begun:
                     await self._begin(publish)
                 await self._take(event, publish)
 
@@ -179,11 +187,17 @@ class Creation:
         transcript = read_transcript(self._items, self._request.instructions, tool_names=shown)
         return _Listed(toolset=toolset, transcript=transcript)
 
-    def _task(self, listed: _Listed) -> AgentTask:
+    async def _task(self, listed: _Listed) -> AgentTask:
         request, toolset, config = self._request, listed.toolset, self._config
         chat = chat_request(request, listed.transcript.messages)
+        chat = chat.model_copy(update={"tool_choice": toolset.chat_choice(request.tool_choice)})
+        if request.truncation == "auto":
+            seen = {"tools": toolset.definitions, "max_completion_tokens": request.max_output_tokens}
+            chat = chat.model_copy(
+                update={"messages": (await fitted(self._adapter, chat.model_copy(update=seen))).messages}
+            )
         return AgentTask(
-            chat=chat.model_copy(update={"tool_choice": toolset.chat_choice(request.tool_choice)}),
+            chat=chat,
             tools=toolset.tools,
             pending=listed.transcript.pending,
             max_turns=config.max_turns,
@@ -196,35 +210,51 @@ class Creation:
 
     async def _begin(self, publish: Publish, *, queued: bool = False) -> None:
         events = self._writer.begin(queued=queued)
-        await self._keeper.begin(self._writer.response)
-        self._begun = True
+        brought = self._items if self._context.unstored else self._added
+        await self._keeper.begin(self._writer.response, brought, self._context.stored_as)
         await self._tell(publish, events)
 
     async def _tell(self, publish: Publish, events: Sequence[ResponseEvent]) -> None:
-        await self._keeper.save(events)
-        publish(events)
+        try:
+            await self._keeper.save(events)
+        finally:  # what failed is told by an event, and numbers have no gaps
+            publish(events)
 
     async def _end(self, publish: Publish, events: Sequence[ResponseEvent]) -> None:
         """Store what came of it, and then tell: a client may go on from it at once."""
-        if not self._begun:
+        if not self._keeper.begun:
             await self._keeper.drop()
             return
         try:
-            await self._keeper.save(events, last=True)
-            await self._keeper.finish(self._writer.response)
+            await self._keeper.finish(self._writer.response, events)
         except Error as error:
             _log.error("a response could not be stored: %s", error)
             self.failure = error
-            events = [ErrorEvent.of(error_details(error), events[0].sequence_number)] if events else []
-        publish(events)
+            events = [ErrorEvent.of(error_details(error), event.sequence_number) for event in events[:1]]
+        finally:
+            self._remember()
+            publish(events)
+
+    def _remember(self) -> None:
+        """A client's conversation goes on from its last response. A failed one takes what it went on from along."""
+        if self._local is None:
+            return
+        response = self.response
+        if self.failure is None and response.status in ("completed", "incomplete"):
+            self._local.clear()
+            stored = self._request.store is not False
+            self._local[response.id] = Context(
+                items=[*self._items, *response.output],
+                stored_as=response.id if stored else None,
+                unstored=not stored,
+            )
+        elif self._request.previous_response_id is not None:
+            self._local.pop(self._request.previous_response_id, None)
 
 
 def chat_request(request: ResponseRequest, messages: Sequence[Message]) -> ChatCompletionRequest:
     """A turn of the conversation as a chat completion, without tools."""
-    fields: dict[str, Any] = {
-        name: getattr(request, name)
-        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "parallel_tool_calls")
-    }
+    fields: dict[str, Any] = {name: getattr(request, name) for name in _CHAT_FIELDS}
     if request.includes("message.output_text.logprobs"):
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     if request.text is not None:

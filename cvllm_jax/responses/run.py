@@ -30,13 +30,19 @@ class Run:
         self._dropped = 0
         """How many events were read and are gone."""
         self._news = asyncio.Event()
+        self._cancelled = False
         self._task = asyncio.ensure_future(work(self._publish))
-        self._task.add_done_callback(lambda _: self._wake())
+        self._task.add_done_callback(self._ended)
 
     def _publish(self, events: Sequence[ResponseEvent]) -> None:
         self._events.extend(events)
         if events:
             self._wake()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # readers are told; where there are none, nobody needs to know
+        self._wake()
 
     def _wake(self) -> None:
         self._news.set()
@@ -84,8 +90,10 @@ class Run:
 
     async def cancel(self) -> None:
         """End the work and wait for its clean-up."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        if not self._cancelled:
+            self._cancelled = True  # a second time would interrupt the clean-up
+            self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def _changed(self) -> None:
         news = self._news

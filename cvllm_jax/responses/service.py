@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -15,9 +15,10 @@ from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.responses.compaction import compact
 from cvllm_jax.responses.config import ResponsesConfig
 from cvllm_jax.responses.conversations import item_list
-from cvllm_jax.responses.creation import Creation, chat_request
+from cvllm_jax.responses.creation import Context, Creation, LocalChains, chat_request
 from cvllm_jax.responses.errors import NotFoundError, api_errors, in_words_of_responses
 from cvllm_jax.responses.ids import new_id
+from cvllm_jax.responses.inclusion import check_include, including
 from cvllm_jax.responses.input_items import identified
 from cvllm_jax.responses.keeping import Keeper
 from cvllm_jax.responses.servers import RequestServers
@@ -40,10 +41,7 @@ from cvllm_jax.responses.types import (
 if TYPE_CHECKING:
     from cvllm_jax.responses.store import ResponseStore
 
-__all__ = ["LocalChains", "ResponseStream", "ResponsesService"]
-
-#: Conversations that are kept for one client only, by the id of their last response.
-type LocalChains = MutableMapping[str, list[Item]]
+__all__ = ["ResponseStream", "ResponsesService"]
 
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 _EVENT: TypeAdapter[ResponseEvent] = TypeAdapter(ResponseEvent)
@@ -116,9 +114,14 @@ class ResponsesService:
         creation = await self._start(request, local, generate=generate)
         return ResponseStream(creation.run.events(), None if request.background else creation)
 
-    async def retrieve(self, response_id: str) -> Response:
+    async def retrieve(self, response_id: str, include: Collection[str] = ()) -> Response:
         """A stored response, as it stands."""
-        return _response(await _asked(self._store.retrieve(response_id)))
+        check_include(include)
+        if (creation := self._background.get(response_id)) is not None:
+            response = creation.response
+        else:
+            response = _response(await _asked(self._store.retrieve(response_id)))
+        return response.model_copy(update={"output": including(response.output, include)})
 
     async def resume(self, response_id: str, starting_after: int = -1) -> ResponseStream:
         """The events of a response that runs or ran in the background, after the one with this sequence number."""
@@ -167,15 +170,17 @@ class ResponsesService:
         before: str | None = None,
         limit: int = 20,
         order: Order = "desc",
+        include: Collection[str] = (),
     ) -> ItemList:
         """A page of what a response's request added to its conversation."""
+        check_include(include)
         page = await _asked(self._store.input_items(response_id, after=after, before=before, limit=limit, order=order))
-        return item_list(page)
+        return item_list(page, include)
 
     async def input_tokens(self, request: ResponseRequest) -> InputTokens:
         """How many tokens the model would read before its first answer."""
         context = await self._context(request, None)
-        items = [*context, *self._new_items(request, context)]
+        items = [*context.items, *await self._new_items(request, context)]
         transcript = read_transcript(items, request.instructions)
         servers = await self._request_servers(request)
         try:
@@ -200,7 +205,7 @@ class ResponsesService:
     async def compact(self, request: ResponseRequest, local: LocalChains | None = None) -> CompactedResponse:
         """The conversation in short: items to begin another one with."""
         context = await self._context(request, local)
-        items = [*context, *self._new_items(request, context)]
+        items = [*context.items, *await self._new_items(request, context)]
         return await compact(self._adapter, request, items, int(time.time()))
 
     async def _start(self, request: ResponseRequest, local: LocalChains | None, *, generate: bool = True) -> Creation:
@@ -212,42 +217,28 @@ class ResponsesService:
                 code="invalid_parameter_combination",
             )
         response_id = new_id("resp")
-        conversation_id = request.conversation_id
-        if conversation_id is not None:
-            await _asked(self._store.conversations.lock(conversation_id, response_id))
-        keeper = None
+        keeper = Keeper(self._store, response_id, request)
         try:
+            await _asked(keeper.lock())
             context = await self._context(request, local)
-            items = self._new_items(request, context)
-            keeper = Keeper(
-                self._store,
-                response_id,
-                items,
-                stored=request.store is not False,
-                with_events=bool(request.background),
-                previous_response_id=await self._stored_parent(request, local),
-                conversation_id=conversation_id,
-            )
             creation = Creation(
                 self._adapter,
                 self._config,
                 request,
                 Response.begun(request, id=response_id, created_at=int(time.time())),
                 context=context,
-                items=items,
+                items=await self._new_items(request, context),
                 keeper=keeper,
                 servers=await self._request_servers(request),
+                local=local,
                 generate=generate,
             )
         except BaseException:
-            if conversation_id is not None:
-                await self._store.conversations.unlock(conversation_id, response_id)
+            await keeper.drop()
             raise
         if request.background:
             self._background[response_id] = creation
             creation.run.on_end(lambda: self._background.pop(response_id, None))
-        if local is not None:
-            creation.run.on_end(lambda: _remember(local, creation))
         try:
             await _asked(creation.run.begun())
         except BaseException:
@@ -255,34 +246,37 @@ class ResponsesService:
             raise
         return creation
 
-    async def _context(self, request: ResponseRequest, local: LocalChains | None) -> list[Item]:
+    async def _context(self, request: ResponseRequest, local: LocalChains | None) -> Context:
         """The conversation that the request goes on with."""
         previous = request.previous_response_id
         if previous is not None:
             if local is not None and previous in local:
                 return local[previous]
-            return _ITEMS.validate_python(list(await _asked(self._store.chain(previous))))
+            items = await _asked(self._store.chain(previous))
+            return Context(items=_ITEMS.validate_python(items), stored_as=previous)
         if request.conversation_id is not None:
-            items = await _asked(self._store.conversations.all_items(request.conversation_id))
-            return _ITEMS.validate_python(list(items))
-        return []
+            found = await _asked(self._store.conversations.all_items(request.conversation_id))
+            return Context(items=_ITEMS.validate_python(found))
+        return Context()
 
-    def _new_items(self, request: ResponseRequest, context: Sequence[Item]) -> list[Item]:
-        """The request's own items, each with an id; references become what they stand for."""
-        known = {item.id: item for item in context}
+    async def _new_items(self, request: ResponseRequest, context: Context) -> list[Item]:
+        """The request's own items, each with an id; references become what they stand for.
+
+        What is in the conversation already is not added again.
+        """
+        known = {item.id for item in context.items}
+        given = {item.id for item in request.items if not isinstance(item, ItemReference)}
+        wanted = {item.id for item in request.items if isinstance(item, ItemReference)} - known - given
+        stored = await _asked(self._store.find_items(wanted)) if wanted else {}
         items: list[Item] = []
         for item in request.items:
             if not isinstance(item, ItemReference):
                 items.append(item)
-            elif item.id not in known:
+            elif item.id in stored:
+                items += _ITEMS.validate_python([stored.pop(item.id)])
+            elif item.id in wanted - known:
                 raise NotFoundError(f"Item with id '{item.id[:100]}' not found.", param="input")
-            # what it stands for is in the conversation already
         return identified(items)
-
-    async def _stored_parent(self, request: ResponseRequest, local: LocalChains | None) -> str | None:
-        """The response that the stored one goes on from; one that is kept for its client only is none."""
-        previous = request.previous_response_id
-        return None if previous is None or (local is not None and previous in local) else previous
 
     async def _request_servers(self, request: ResponseRequest) -> RequestServers:
         return await RequestServers.of(request, self._servers, self._policy, self._config.mcp_timeout_secs)
@@ -299,13 +293,6 @@ class ResponsesService:
                 return
             if not events:
                 await asyncio.sleep(_POLL_SECS)
-
-
-def _remember(local: LocalChains, creation: Creation) -> None:
-    """A conversation can go on from its last response only; a failed one takes it along."""
-    local.clear()
-    if creation.failure is None and creation.response.status in ("completed", "incomplete"):
-        local[creation.response.id] = creation.items
 
 
 def _response(stored: StoredResponse) -> Response:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cvllm_jax.mcp import McpTool
 from cvllm_jax.openai.errors import RequestError
-from cvllm_jax.openai.types import ToolCall
+from cvllm_jax.openai.types import Tool, ToolCall
 from cvllm_jax.openai.types import ToolChoice as ChatToolChoice
 from cvllm_jax.responses.agent_types import AgentTool, Approval
 from cvllm_jax.responses.tools import McpAgentTool, ToolServers, mcp_agent_tools
@@ -80,6 +80,11 @@ class Toolset:
             mcp=mcp,
             asking=asking,
         )
+
+    @property
+    def definitions(self) -> list[Tool] | None:
+        """The tools as the model sees them."""
+        return [tool.definition for tool in self.tools] or None
 
     async def approval(self, call: ToolCall) -> Approval:
         """An ``ApprovalPolicy``: who made the request decides, where it says so."""

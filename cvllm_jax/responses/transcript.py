@@ -31,7 +31,7 @@ from cvllm_jax.responses.types import (
     Reasoning,
 )
 
-__all__ = ["Transcript", "messages_of", "read_transcript", "shortened"]
+__all__ = ["Transcript", "messages_of", "read_transcript"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,12 +305,3 @@ def _one_system_message(messages: Sequence[Message]) -> list[Message]:
         if message.content is not None
     ]
     return [Message.system("\n\n".join(texts)), *messages[len(first) :]]
-
-
-def shortened(messages: Sequence[Message]) -> list[Message] | None:
-    """Without the oldest turn, which begins with a user's message; None if there is nothing to leave out."""
-    head = 0
-    while head < len(messages) and messages[head].role in ("system", "developer"):
-        head += 1
-    later = [index for index in range(head + 1, len(messages)) if messages[index].role == "user"]
-    return [*messages[:head], *messages[later[0] :]] if later else None

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from cvllm_jax.responses.conversations import ConversationRequest, Conversations, ItemsRequest
 from server.body import read_json_object
-from server.query import query_number, query_order
+from server.query import query_list, query_number, query_order
 from server.state import state_of
 
 __all__ = [
@@ -51,17 +51,22 @@ async def list_items(request: Request) -> Response:
         before=request.query_params.get("before"),
         limit=query_number(request, "limit", 20, 1, 100),
         order=query_order(request),
+        include=query_list(request, "include"),
     )
     return await _answered(page)
 
 
 async def add_items(request: Request) -> Response:
     conversations = await _conversations(request)
-    return await _answered(conversations.add(_id(request), ItemsRequest.parse(await _json(request))))
+    items = ItemsRequest.parse(await _json(request))
+    return await _answered(conversations.add(_id(request), items, query_list(request, "include")))
 
 
 async def get_item(request: Request) -> Response:
-    return await _answered((await _conversations(request)).item(_id(request), request.path_params["item_id"]))
+    item = (await _conversations(request)).item(
+        _id(request), request.path_params["item_id"], query_list(request, "include")
+    )
+    return await _answered(item)
 
 
 async def delete_item(request: Request) -> Response:

@@ -14,7 +14,7 @@ from server.answer import answer_request
 from server.body import read_json_object
 from server.connection import while_connected
 from server.errors import ApiError
-from server.query import query_flag, query_number, query_order
+from server.query import query_flag, query_list, query_number, query_order
 from server.routes.models import check_model
 from server.sse import EventStream, Framing
 from server.state import state_of
@@ -57,7 +57,7 @@ async def get_response(request: Request) -> Response:
     service = await state.responses()
     response_id = request.path_params["response_id"]
     if not query_flag(request, "stream"):
-        return await _answered(service.retrieve(response_id))
+        return await _answered(service.retrieve(response_id, query_list(request, "include")))
     after = query_number(request, "starting_after", -1, -1, 10**15)
     return EventStream(await service.resume(response_id, after), state, ResponseFraming())
 
@@ -80,6 +80,7 @@ async def list_input_items(request: Request) -> Response:
         before=request.query_params.get("before"),
         limit=query_number(request, "limit", 20, 1, 100),
         order=query_order(request),
+        include=query_list(request, "include"),
     )
     return await _answered(items)
 

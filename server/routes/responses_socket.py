@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic_core import from_json
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from cvllm_jax.openai import RequestError
-from cvllm_jax.responses.service import LocalChains
+from cvllm_jax.responses.creation import LocalChains
 from cvllm_jax.responses.types import ResponseRequest
-from server.connection import cancel_and_wait
+from server.connection import cancel_and_wait, is_disconnect
 from server.errors import ApiError, as_api_error, error_body, error_response
 from server.routes.models import check_model
 from server.state import ServerState, stopping_error
@@ -41,8 +41,9 @@ async def responses_socket(websocket: WebSocket) -> None:
         await asyncio.wait({reading, answering, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
             answering.result()
-    except (WebSocketDisconnect, OSError):
-        pass  # the client is gone
+    except Exception as error:
+        if not is_disconnect(error):
+            raise
     finally:
         await cancel_and_wait(answering, stopped)
         if not reading.done():  # otherwise the client has closed it
@@ -110,9 +111,9 @@ class _Connection:
                     await self._websocket.send_text(event.model_dump_json())
             finally:
                 await stream.aclose()
-        except (WebSocketDisconnect, OSError):
-            raise
         except Exception as error:
+            if is_disconnect(error):
+                raise
             if isinstance(previous, str):
                 self._chains.pop(previous, None)  # a client that failed to go on begins anew
             await _send_error(self._websocket, as_api_error(error))
@@ -152,7 +153,9 @@ def _decoded(text: str) -> dict[str, Any]:
 
 
 async def _send_error(websocket: WebSocket, error: ApiError) -> None:
-    await websocket.send_text(json.dumps({"type": "error", "status": error.status, **error_body(error)}))
+    body = error_body(error)["error"]
+    body["code"] = body["code"] or body["type"]  # here it is always there
+    await websocket.send_text(json.dumps({"type": "error", "status": error.status, "error": body}))
 
 
 def _allowed_origin(websocket: WebSocket, state: ServerState) -> bool:

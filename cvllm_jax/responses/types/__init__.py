@@ -80,6 +80,7 @@ from cvllm_jax.responses.types.items import (
     Reasoning,
 )
 from cvllm_jax.responses.types.request import (
+    EXTENSIONS,
     ConversationReference,
     Includable,
     Metadata,
@@ -120,6 +121,7 @@ from cvllm_jax.responses.types.tools import (
 )
 
 __all__ = [
+    "EXTENSIONS",
     "AllowedTools",
     "ApprovalFilter",
     "CompactedResponse",

@@ -27,7 +27,7 @@ from cvllm_jax.responses.types.tools import (
     ToolChoice,
 )
 
-__all__ = ["ConversationReference", "Includable", "Metadata", "ReasoningConfig", "ResponseRequest"]
+__all__ = ["EXTENSIONS", "ConversationReference", "Includable", "Metadata", "ReasoningConfig", "ResponseRequest"]
 
 type Includable = Literal[
     "code_interpreter_call.outputs",
@@ -40,6 +40,12 @@ type Includable = Literal[
     "web_search_call.results",
 ]
 """What a response may carry beside what it always carries. What it does not have is not there."""
+
+#: Fields of chat completions that responses do not have at OpenAI.
+EXTENSIONS = (
+    "top_k", "min_p", "repetition_penalty", "seed", "logit_bias", "min_tokens", "stop", "ignore_eos",
+    "chat_template_kwargs",
+)  # fmt: skip
 
 type _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 type _Summary = Literal["auto", "concise", "detailed"]
@@ -119,6 +125,17 @@ class ResponseRequest(BaseModel):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     prompt_cache_options: dict[str, Any] | None = None
     user: str | None = None
+
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """This and the following are extensions; they are what chat completions have."""
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=4)] | None = None
+    ignore_eos: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     prompt: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
