@@ -24,6 +24,7 @@ from cvllm_jax.responses.store import (
     StoreLimitError,
     StoreLimits,
 )
+from cvllm_jax.responses.store import store as store_module
 
 LIMITS = StoreLimits(max_responses=4, max_conversations=2, max_age_secs=60, max_bytes=1500)
 NAMES = st.sampled_from("abcdefg")
@@ -294,6 +295,31 @@ async def test_the_oldest_go_first(target):
                 await store.retrieve(f"r{number}")
         await store.finish("r0", {})
         assert (await store.usage()).responses == 3
+
+
+@pytest.mark.anyio
+async def test_what_is_too_old_goes_by_itself(target, monkeypatch):
+    monkeypatch.setattr(store_module, "SWEEP_SECS", 0.02)
+    now = 1000.0
+    async with await ResponseStore.open(target, StoreLimits(max_age_secs=60), clock=lambda: now) as store:
+        await store.create("done", {})
+        await store.finish("done", {})
+        await store.create("running", {})
+        await store.conversations.create("old")
+        await store.conversations.create("used")
+        now = 1050.0
+        await store.conversations.add_items("used", [{"id": "i"}])
+        now = 1070.0
+        for _ in range(500):
+            if (await store.usage()).responses == 1:
+                break
+            await asyncio.sleep(0.01)
+        assert (await store.usage()).responses == 1
+        assert (await store.retrieve("running")).active
+        assert await store.conversations.all_items("used") == [{"id": "i"}]
+        with pytest.raises(ConversationNotFoundError):
+            await store.conversations.retrieve("old")
+    await audit(target)
 
 
 @pytest.mark.anyio
