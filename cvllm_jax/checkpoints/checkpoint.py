@@ -24,7 +24,7 @@ from cvllm_jax.checkpoints.folder import (
     sampling_from_config,
 )
 from cvllm_jax.checkpoints.gguf import GgufFile
-from cvllm_jax.checkpoints.gguf_config import config_from_gguf, eos_from_gguf, sampling_from_gguf
+from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
 from cvllm_jax.checkpoints.safetensors_file import READABLE
 from cvllm_jax.closing import Closing
@@ -144,7 +144,7 @@ def _open_gguf(path: Path) -> Checkpoint:
             tensors={
                 tensor.name: TensorInfo(tensor.shape, tensor.type.name, _can_dequantize(tensor.type))
                 for tensor in file.tensors.values()
-                if tensor.name != "rope_freqs.weight"  # part of the configuration
+                if tensor.name not in ROPE_TENSORS
             },
             fingerprint=_fingerprint(path, file.header_digest()),
             _weights=file,

@@ -20,7 +20,10 @@ from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["config_from_gguf", "eos_from_gguf", "sampling_from_gguf"]
+__all__ = ["ROPE_TENSORS", "config_from_gguf", "eos_from_gguf", "sampling_from_gguf"]
+
+#: Tensors that are part of the configuration.
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 _SIZES = {
@@ -170,25 +173,25 @@ class _Reader:
 
 
 def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
-    """``rope_scaling`` from the metadata, or from the tensor that llama.cpp stores for Llama 3's rule.
-
-    Its values divide the frequencies: they are Llama 3's scaling, computed when the file was made.
-    """
+    """``rope_scaling`` from the metadata and from the tensors that llama.cpp stores divisors of frequencies in."""
+    scaling: dict[str, Any]
     kind = read.get("rope.scaling.type")
     factor = read.number("rope.scaling.factor", 0.0) or read.number("rope.scale_linear", 0.0)
     if kind is None and factor not in (0.0, 1.0):
         kind = "linear"  # files from before rope.scaling.type existed
-    if "rope_freqs.weight" in read.file.tensors:
+    if "rope_factors_long.weight" in read.file.tensors:
+        if kind not in (None, "none", "longrope"):
+            raise ModelLoadError(f"{read.file.path}: long rope factors with {kind} scaling are not supported")
+        scaling = {f"{length}_factor": _factors(read, f"rope_factors_{length}.weight") for length in ("long", "short")}
+        scaling |= {"rope_type": "longrope", "attention_factor": read.number("rope.scaling.attn_factor", 1.0)}
+        return scaling | {"original_max_position_embeddings": read.size("rope.scaling.original_context_length")}
+    if "rope_freqs.weight" in read.file.tensors:  # Llama 3's rule, computed when the file was made
         if kind not in (None, "none"):
             raise ModelLoadError(f"{read.file.path}: rope factors with {kind} scaling are not supported")
-        count = math.prod(read.file.tensors["rope_freqs.weight"].shape)
-        factors = read.file.read("rope_freqs.weight").reshape(-1) if count <= 1024 else np.zeros(1)
-        if not np.all(np.isfinite(factors) & (factors > 0)):
-            raise ModelLoadError(f"{read.file.path}: rope_freqs.weight holds no usable factors")
-        return {"rope_type": "factors", "factors": factors.tolist()}
+        return {"rope_type": "factors", "factors": _factors(read, "rope_freqs.weight")}
     if kind in (None, "none"):
         return None
-    scaling: dict[str, Any] = {"rope_type": kind}
+    scaling = {"rope_type": kind}
     if factor:
         scaling["factor"] = factor
     if original := read.optional_size("rope.scaling.original_context_length"):
@@ -202,3 +205,12 @@ def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
             own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
             scaling["attention_factor"] = read.number("rope.scaling.attn_factor") * own
     return scaling
+
+
+def _factors(read: _Reader, name: str) -> list[float]:
+    tensor = read.file.tensors.get(name)
+    count = math.prod(tensor.shape) if tensor else 0
+    factors = read.file.read(name).reshape(-1) if 0 < count <= 1024 else np.zeros(1)
+    if not np.all(np.isfinite(factors) & (factors > 0)):
+        raise ModelLoadError(f"{read.file.path}: {name} holds no usable factors")
+    return [float(factor) for factor in factors]

@@ -18,7 +18,7 @@ import numpy as np
 
 from cvllm_jax.checkpoints.cache import PreparedWeights
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
-from cvllm_jax.checkpoints.mappings.rules import Interleaved, Plus, Rule, Source
+from cvllm_jax.checkpoints.mappings.rules import Interleaved, PerHead, Plus, Rule, Source
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
 
@@ -172,7 +172,11 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
     patterns = [(_pattern(rule.target), rule) for rule in rules if rule.target is not None]
     for name, struct in targets.items():
         choices = [
-            [(_name(source).replace("{i}", layer), source) for source in _sources(rule, checkpoint.format)]
+            [
+                (name, source)
+                for source in _sources(rule, checkpoint.format)
+                for name in _names(source, layer, checkpoint.config)
+            ]
             for pattern, rule in patterns
             if (match := pattern.fullmatch(name))
             for layer in [match.groupdict().get("i", "")]
@@ -233,6 +237,12 @@ def _target(
             rotated = int(info.shape[0] // heads * _rotated_share(checkpoint.config, source))
             if info.shape[0] % (2 * heads) or rotated % 2:
                 return None, f"{tensor} {list(info.shape)}, whose rows do not divide into {heads} heads"
+        if isinstance(source, PerHead):
+            if info.shape != shape[1:]:
+                break
+            parts.append(_Part(tensor, first, rows=1))
+            first += 1
+            continue
         if len(info.shape) != len(shape) or info.shape[1:] != shape[1:]:
             break
         rows = math.prod(info.shape[:-1]) if len(shape) > 1 else info.shape[0]
@@ -251,6 +261,15 @@ def _sources(rule: Rule, file_format: str) -> tuple[Source, ...]:
 
 def _name(source: Source) -> str:
     return source if isinstance(source, str) else source.name
+
+
+def _names(source: Source, layer: str, config: Mapping[str, Any]) -> list[str]:
+    """The tensors that a source stands for in one layer."""
+    name = _name(source).replace("{i}", layer)
+    if not isinstance(source, PerHead):
+        return [name]
+    heads = config.get(source.heads)
+    return [name.replace("{h}", str(head)) for head in range(heads)] if isinstance(heads, int) else [name]
 
 
 def _rotated_share(config: Mapping[str, Any], source: Interleaved) -> float:

@@ -74,7 +74,7 @@ def load(config: EngineConfig) -> Loaded:
     asked, device, dtype = prepare_device(config)
     with open_model(config) as checkpoint:
         family = find_family(checkpoint, "causal")
-        model_config = family.config(checkpoint.config)
+        model_config = family.config({**checkpoint.config, "max_sequence_length": config.max_sequence_length})
         tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
         graph, treedef, leaves = place_weights(family, model_config, checkpoint, dtype, mesh, config)

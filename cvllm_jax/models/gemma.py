@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
 
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.decoder import Decoder, DecoderConfig, read_sizes
-from cvllm_jax.models.layers import Attention, BlockBatch, GatedMlp, RmsNorm, Rope, RopeTables
-from pallas_kernels.kv_write import KvPages
+from cvllm_jax.models.layers import Attention, GatedMlp, PreNormBlock, RmsNorm, Rope
 
 __all__ = ["Gemma", "GemmaConfig"]
 
@@ -48,30 +45,19 @@ class GemmaConfig(DecoderConfig):
         )
 
 
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a norm before and a residual around it."""
-
-    def __init__(self, config: GemmaConfig, dtype: jnp.dtype) -> None:
-        c = config
-        self.attention_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.attention = Attention(
-            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-            dtype=dtype, bias=c.attention_bias, output_bias=c.attention_bias,
-        )  # fmt: skip
-        self.mlp_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
-
-    def __call__(
-        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
-    ) -> tuple[Float[Array, "T D"], KvPages]:
-        y, cache = self.attention(self.attention_norm(x), cache, batch, rope)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache
-
-
 class Gemma(Decoder):
     def __init__(self, config: GemmaConfig, dtype: jnp.dtype) -> None:
         c = config
-        blocks = [Block(c, dtype) for _ in range(c.num_layers)]
-        norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        super().__init__(c, blocks, norm, dtype, embedding_scale=c.hidden_size**0.5)
+
+        def norm() -> RmsNorm:
+            return RmsNorm(c.hidden_size, eps=c.norm_eps)
+
+        def block() -> PreNormBlock:
+            attention = Attention(
+                c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                dtype=dtype, bias=c.attention_bias, output_bias=c.attention_bias,
+            )  # fmt: skip
+            mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
+            return PreNormBlock(norm(), attention, norm(), mlp)
+
+        super().__init__(c, [block() for _ in range(c.num_layers)], norm(), dtype, embedding_scale=c.hidden_size**0.5)

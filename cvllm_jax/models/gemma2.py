@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
 
 from cvllm_jax.models.config_reading import FULL, SLIDING, ConfigReader
 from cvllm_jax.models.decoder import Decoder, DecoderConfig, read_sizes
-from cvllm_jax.models.layers import Attention, BlockBatch, GatedMlp, RmsNorm, Rope, RopeTables
-from pallas_kernels.kv_write import KvPages
+from cvllm_jax.models.layers import Attention, GatedMlp, RmsNorm, Rope, SandwichBlock
 
 __all__ = ["Gemma2", "Gemma2Config"]
 
@@ -57,35 +54,23 @@ class Gemma2Config(DecoderConfig):
         )
 
 
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a norm before and after it and a residual around all three."""
-
-    def __init__(self, config: Gemma2Config, window: int | None, dtype: jnp.dtype) -> None:
-        c = config
-        self.attention_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.attention = Attention(
-            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-            dtype=dtype, bias=c.attention_bias, output_bias=c.attention_bias, window=window,
-            scale=c.attention_scale, soft_cap=c.attention_soft_cap,
-        )  # fmt: skip
-        self.attention_post_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.mlp_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
-        self.mlp_post_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-
-    def __call__(
-        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
-    ) -> tuple[Float[Array, "T D"], KvPages]:
-        y, cache = self.attention(self.attention_norm(x), cache, batch, rope)
-        x = x + self.attention_post_norm(y)
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), cache
-
-
 class Gemma2(Decoder):
     def __init__(self, config: Gemma2Config, dtype: jnp.dtype) -> None:
         c = config
-        blocks = [Block(c, window, dtype) for window in c.windows]
-        norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
+
+        def norm() -> RmsNorm:
+            return RmsNorm(c.hidden_size, eps=c.norm_eps)
+
+        def block(window: int | None) -> SandwichBlock:
+            attention = Attention(
+                c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                dtype=dtype, bias=c.attention_bias, output_bias=c.attention_bias, window=window,
+                scale=c.attention_scale, soft_cap=c.attention_soft_cap,
+            )  # fmt: skip
+            mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
+            return SandwichBlock(norm(), attention, norm(), norm(), mlp, norm())
+
         super().__init__(
-            c, blocks, norm, dtype, embedding_scale=c.hidden_size**0.5, logit_soft_cap=c.logit_soft_cap
-        )
+            c, [block(window) for window in c.windows], norm(), dtype,
+            embedding_scale=c.hidden_size**0.5, logit_soft_cap=c.logit_soft_cap,
+        )  # fmt: skip

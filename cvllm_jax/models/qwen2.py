@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
 
 from cvllm_jax.models.config_reading import FULL, SLIDING, ConfigReader
 from cvllm_jax.models.decoder import Decoder, DecoderConfig, read_sizes
-from cvllm_jax.models.layers import Attention, BlockBatch, GatedMlp, RmsNorm, Rope, RopeTables
-from pallas_kernels.kv_write import KvPages
+from cvllm_jax.models.layers import Attention, GatedMlp, PreNormBlock, RmsNorm, Rope
 
 __all__ = ["Qwen2", "Qwen2Config", "qwen_windows"]
 
@@ -46,28 +43,19 @@ def qwen_windows(read: ConfigReader, layers: int) -> tuple[int | None, ...]:
     return tuple(window if kind == SLIDING else None for kind in kinds)
 
 
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a norm before and a residual around it."""
-
-    def __init__(self, config: Qwen2Config, window: int | None, dtype: jnp.dtype) -> None:
-        c = config
-        self.attention_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.attention = Attention(
-            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-            dtype=dtype, bias=True, window=window,
-        )  # fmt: skip
-        self.mlp_norm = RmsNorm(c.hidden_size, eps=c.norm_eps)
-        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
-
-    def __call__(
-        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
-    ) -> tuple[Float[Array, "T D"], KvPages]:
-        y, cache = self.attention(self.attention_norm(x), cache, batch, rope)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache
-
-
 class Qwen2(Decoder):
     def __init__(self, config: Qwen2Config, dtype: jnp.dtype) -> None:
-        blocks = [Block(config, window, dtype) for window in config.windows]
-        super().__init__(config, blocks, RmsNorm(config.hidden_size, eps=config.norm_eps), dtype)
+        c = config
+
+        def norm() -> RmsNorm:
+            return RmsNorm(c.hidden_size, eps=c.norm_eps)
+
+        def block(window: int | None) -> PreNormBlock:
+            attention = Attention(
+                c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                dtype=dtype, bias=True, window=window,
+            )  # fmt: skip
+            mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
+            return PreNormBlock(norm(), attention, norm(), mlp)
+
+        super().__init__(c, [block(window) for window in c.windows], norm(), dtype)

@@ -74,6 +74,7 @@ class Family:
     kind: Literal["causal", "encoder"] = "causal"
     """Whether the port is a :class:`Model` or an :class:`Encoder`."""
     config: Callable[[Mapping[str, Any]], ModelConfig]
+    """Reads ``config.json``, with the engine's ``max_sequence_length`` among its keys, which may be None."""
     module: Callable[[Any, jnp.dtype], nnx.Module]
 
 

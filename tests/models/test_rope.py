@@ -48,6 +48,36 @@ def test_factors_of_a_gguf_file_divide():
     np.testing.assert_allclose(rope(scaling).frequencies, BASE / [1, 2, 4, 8])
 
 
+def test_longrope_follows_the_longest_sequence_that_the_engine_takes():
+    scaling = {"type": "su", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    options = {"original_max_position_embeddings": 16, "rope_scaling": scaling}  # of 64
+
+    def table(**config):
+        return Rope.from_config({"max_position_embeddings": 64, **options, **config}, 8)
+
+    for config in ({}, {"max_sequence_length": None}, {"max_sequence_length": 17}):
+        np.testing.assert_allclose(table(**config).frequencies, BASE / scaling["long_factor"])
+    np.testing.assert_allclose(table(max_sequence_length=16).frequencies, BASE / scaling["short_factor"])
+    assert table(max_sequence_length=16).scale == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
+    assert table(rope_scaling={**scaling, "factor": 1.0}).scale == 1
+    assert table(rope_scaling={**scaling, "attention_factor": 1.2}).scale == 1.2
+
+
+def test_part_of_a_head_is_rotated_where_the_architecture_can():
+    config = {"partial_rotary_factor": 0.5}
+    np.testing.assert_allclose(Rope.from_config(config, 16, partial=True).frequencies, BASE)
+    with pytest.raises(ModelLoadError, match=r"partial_rotary_factor 0.5 is not supported .*; only 1.0 is"):
+        Rope.from_config(config, 16)
+    for share in (0, 0.2, 1.5, "half", math.nan):
+        with pytest.raises(ModelLoadError, match="partial_rotary_factor must rotate an even number of 8 dimensions"):
+            Rope.from_config({"partial_rotary_factor": share}, 8, partial=True)
+
+
+def test_no_rotation_changes_nothing():
+    x = np.random.default_rng(0).standard_normal((1, 2, 8)).astype(np.float32)
+    np.testing.assert_array_equal(rotate(jnp.asarray(x), Rope.none(8).tables(jnp.array([5]))), x)
+
+
 def test_yarn_scales_attention_unless_it_is_given():
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     assert rope(scaling).scale == pytest.approx(0.1 * math.log(4) + 1)
@@ -71,7 +101,8 @@ def test_rotation_keeps_lengths_and_depends_on_distance():
 
 @pytest.mark.parametrize(("scaling", "message"), [
     ({"rope_type": "dynamic", "factor": 2.0}, "'dynamic' is not supported; supported are default, linear, llama3"),
-    ({"type": "longrope"}, "'longrope' is not supported"),
+    ({"type": "longrope"}, "'longrope' is incomplete or malformed"),
+    ({"type": "su", "original_max_position_embeddings": 8, "long_factor": [1.0]}, "long_factor must be 4 positive"),
     ({"rope_type": "linear"}, "'linear' is incomplete or malformed"),
     ({"rope_type": "linear", "factor": "two"}, "'linear' is incomplete or malformed"),
     ({"rope_type": "linear", "factor": 0}, "factor"),

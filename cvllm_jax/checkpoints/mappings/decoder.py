@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cvllm_jax.checkpoints.mappings.rules import Rule, Source
+from cvllm_jax.checkpoints.mappings.rules import Interleaved, Rule, Source
 
-__all__ = ["ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "NORMS", "QKV", "QK_NORMS", "modules"]
+__all__ = ["ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "INTERLEAVED_QKV", "NORMS", "QKV", "QK_NORMS", "modules"]
 
 _LAYER = "layers.{i}."
 
@@ -49,6 +49,17 @@ QKV = modules(
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("attn_q", "attn_k", "attn_v"),
 )
+
+INTERLEAVED_QKV = modules(
+    _LAYER + "attention.qkv",
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    (
+        Interleaved("attn_q", heads="num_attention_heads"),
+        Interleaved("attn_k", heads="num_key_value_heads"),
+        "attn_v",
+    ),
+)
+"""For architectures whose GGUF files rotate neighbouring rows."""
 
 ATTENTION_OUTPUT = modules(_LAYER + "attention.output", ("self_attn.o_proj",), ("attn_output",))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cvllm_jax.checkpoints.mappings.decoder import ATTENTION_OUTPUT, ENDS, GATED_MLP, NORMS, modules
-from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture, Interleaved
+from cvllm_jax.checkpoints.mappings.decoder import ATTENTION_OUTPUT, ENDS, GATED_MLP, INTERLEAVED_QKV, NORMS
+from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture
 
 __all__ = ["GGUF", "RULES"]
 
@@ -11,18 +11,4 @@ GGUF = GgufArchitecture(
     name="llama", architecture="LlamaForCausalLM", constants={"model_type": "llama", "hidden_act": "silu"}
 )
 
-RULES = (
-    *ENDS,
-    *modules(
-        "layers.{i}.attention.qkv",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        (
-            Interleaved("attn_q", heads="num_attention_heads"),
-            Interleaved("attn_k", heads="num_key_value_heads"),
-            "attn_v",
-        ),
-    ),
-    *ATTENTION_OUTPUT,
-    *GATED_MLP,
-    *NORMS,
-)
+RULES = (*ENDS, *INTERLEAVED_QKV, *ATTENTION_OUTPUT, *GATED_MLP, *NORMS)

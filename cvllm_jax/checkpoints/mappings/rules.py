@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["GgufArchitecture", "Interleaved", "Plus", "Rule", "Source"]
+__all__ = ["GgufArchitecture", "Interleaved", "PerHead", "Plus", "Rule", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,16 @@ class Plus:
     amount: float
 
 
-type Source = str | Interleaved | Plus
+@dataclass(frozen=True, slots=True)
+class PerHead:
+    """A vector for each head, by a name in which ``{h}`` stands for the head's number."""
+
+    name: str
+    heads: str
+    """The key of the configuration that holds the number of heads."""
+
+
+type Source = str | Interleaved | PerHead | Plus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

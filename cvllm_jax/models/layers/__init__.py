@@ -2,6 +2,7 @@
 
 from cvllm_jax.models.layers.activation import ACTIVATIONS
 from cvllm_jax.models.layers.attention import Attention, BlockBatch, Kernels
+from cvllm_jax.models.layers.blocks import ParallelBlock, PreNormBlock, SandwichBlock
 from cvllm_jax.models.layers.linear import Embedding, Linear
 from cvllm_jax.models.layers.mlp import GatedMlp, Mlp
 from cvllm_jax.models.layers.norm import LayerNorm, RmsNorm
@@ -9,5 +10,5 @@ from cvllm_jax.models.layers.rope import Rope, RopeTables
 
 __all__ = [
     "ACTIVATIONS", "Attention", "BlockBatch", "Embedding", "GatedMlp", "Kernels", "LayerNorm", "Linear", "Mlp",
-    "RmsNorm", "Rope", "RopeTables",
+    "ParallelBlock", "PreNormBlock", "RmsNorm", "Rope", "RopeTables", "SandwichBlock",
 ]  # fmt: skip

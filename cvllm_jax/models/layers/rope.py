@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from cvllm_jax.errors import ModelLoadError
 
 __all__ = ["Rope", "RopeTables"]
 
-SUPPORTED = ("default", "linear", "llama3", "yarn", "factors")
+SUPPORTED = ("default", "linear", "llama3", "yarn", "longrope", "factors")
 
 #: Cosine and sine of every token's angles, in f32; R dimensions of a head are rotated.
 type RopeTables = tuple[Float[Array, "T 1 R/2"], Float[Array, "T 1 R/2"]]
@@ -37,14 +37,16 @@ class Rope:
 
     @staticmethod
     def from_config(
-        config: Mapping[str, Any], head_dim: int, *, theta: float = 10_000.0, partial: bool = False
-    ) -> Rope:
+        config: Mapping[str, Any], head_dim: int, *, theta: float = 10_000.0, partial: bool = False,
+        supported: Collection[str] = SUPPORTED,
+    ) -> Rope:  # fmt: skip
         """From ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes them.
 
         Arguments:
           head_dim: dimensions of a head.
           theta: the base where the configuration names none.
           partial: whether the architecture can rotate a part of a head only (``partial_rotary_factor``).
+          supported: the kinds of scaling that the architecture has.
         """
         options = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(options, Mapping):
@@ -53,6 +55,10 @@ class Rope:
         theta = next((at["rope_theta"] for at in (options, config) if at.get("rope_theta") is not None), theta)
         if not _is_positive(theta):
             raise ModelLoadError(f"rope_theta must be a positive number, not {theta!r:.80}")
+        kind = "longrope" if kind == "su" else kind  # its name in the first releases
+        if kind not in supported:
+            known = ", ".join(supported)
+            raise ModelLoadError(f"rope_scaling of type {kind!r:.80} is not supported; supported are {known}")
         head_dim = _rotated(options, config, head_dim, partial)
         base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         try:
@@ -63,14 +69,15 @@ class Rope:
                     case "linear":
                         return Rope(_tuple(base / _number(options, "factor")))
                     case "factors":
-                        return Rope(_tuple(base / _factors(options, base.size)))
+                        return Rope(_tuple(base / _factors(options, "factors", base.size)))
                     case "llama3":
                         return Rope(_tuple(_llama3(base, options)))
                     case "yarn":
                         return _yarn(base, options, theta, head_dim, config.get("max_position_embeddings"))
+                    case _:
+                        return _longrope(base, options, config)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ModelLoadError(f"rope_scaling of type {kind!r} is incomplete or malformed: {error}") from error
-        raise ModelLoadError(f"rope_scaling of type {kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
 
     def tables(self, positions: Int[Array, "T"]) -> RopeTables:
         """Cosine and sine of each position, with an axis for the heads."""
@@ -104,10 +111,10 @@ def _number(options: Mapping[str, Any], key: str, default: float | None = None) 
     return float(value)  # type: ignore[arg-type]
 
 
-def _factors(options: Mapping[str, Any], count: int) -> np.ndarray:
-    factors = np.asarray(options.get("factors"), np.float64)
+def _factors(options: Mapping[str, Any], key: str, count: int) -> np.ndarray:
+    factors = np.asarray(options.get(key), np.float64)
     if factors.shape != (count,) or not ((factors > 0) & (factors < math.inf)).all():
-        raise ValueError(f"factors must be {count} positive numbers")
+        raise ValueError(f"{key} must be {count} positive numbers")
     return factors
 
 
@@ -146,3 +153,18 @@ def _yarn(base: np.ndarray, options: Mapping[str, Any], theta: float, head_dim: 
         mscale, mscale_all = options.get("mscale"), options.get("mscale_all_dim")
         scale = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude()
     return Rope(_tuple(stretched * base / factor + (1 - stretched) * base), float(scale))
+
+
+def _longrope(base: np.ndarray, options: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
+    """LongRoPE (arXiv 2402.13753): a divisor for each frequency, of two sets.
+
+    Cached keys keep the rotation they were written with, so the set follows from the longest sequence that the engine
+    takes (``max_sequence_length``) and not, as in transformers, from the length of each.
+    """
+    context = config.get("max_position_embeddings")
+    original = _number(options, "original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    longest = config.get("max_sequence_length") or context or original
+    long, short = (_factors(options, key, base.size) for key in ("long_factor", "short_factor"))
+    factor = _number(options, "factor", (context or original) / original)
+    own = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return Rope(_tuple(base / (long if longest > original else short)), _number(options, "attention_factor", own))
