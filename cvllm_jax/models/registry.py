@@ -17,6 +17,7 @@ from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
 from pallas_kernels.kv_write import KvPages
@@ -98,6 +99,7 @@ FAMILIES = (
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),
+    _causal("phi3", "Phi3ForCausalLM", config=Phi3Config, module=Phi3),
     Family(
         name="bert",
         architectures=("BertModel",),
