@@ -20,6 +20,7 @@ from cvllm_jax.models.llama import Llama, LlamaConfig
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
+from cvllm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from pallas_kernels.kv_write import KvPages
 
 __all__ = ["FAMILIES", "Encoder", "Family", "Model", "ModelConfig", "family_for"]
@@ -100,6 +101,7 @@ FAMILIES = (
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),
     _causal("phi3", "Phi3ForCausalLM", config=Phi3Config, module=Phi3),
+    _causal("smollm3", "SmolLM3ForCausalLM", config=SmolLM3Config, module=SmolLM3),
     Family(
         name="bert",
         architectures=("BertModel",),
