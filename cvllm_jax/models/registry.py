@@ -15,6 +15,7 @@ from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
+from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
@@ -102,6 +103,7 @@ FAMILIES = (
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),
     _causal("phi3", "Phi3ForCausalLM", config=Phi3Config, module=Phi3),
     _causal("smollm3", "SmolLM3ForCausalLM", config=SmolLM3Config, module=SmolLM3),
+    _causal("granite", "GraniteForCausalLM", config=GraniteConfig, module=Granite),
     Family(
         name="bert",
         architectures=("BertModel",),
