@@ -18,6 +18,7 @@ from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from cvllm_jax.models.olmo2 import Olmo2, Olmo2Config
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
@@ -104,6 +105,7 @@ FAMILIES = (
     _causal("phi3", "Phi3ForCausalLM", config=Phi3Config, module=Phi3),
     _causal("smollm3", "SmolLM3ForCausalLM", config=SmolLM3Config, module=SmolLM3),
     _causal("granite", "GraniteForCausalLM", config=GraniteConfig, module=Granite),
+    _causal("olmo2", "Olmo2ForCausalLM", config=Olmo2Config, module=Olmo2),
     Family(
         name="bert",
         architectures=("BertModel",),
