@@ -23,6 +23,7 @@ from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
 from cvllm_jax.models.smollm3 import SmolLM3, SmolLM3Config
+from cvllm_jax.models.stablelm import StableLm, StableLmConfig
 from cvllm_jax.models.starcoder2 import Starcoder2, Starcoder2Config
 from pallas_kernels.kv_write import KvPages
 
@@ -108,6 +109,7 @@ FAMILIES = (
     _causal("granite", "GraniteForCausalLM", config=GraniteConfig, module=Granite),
     _causal("olmo2", "Olmo2ForCausalLM", config=Olmo2Config, module=Olmo2),
     _causal("starcoder2", "Starcoder2ForCausalLM", config=Starcoder2Config, module=Starcoder2),
+    _causal("stablelm", "StableLmForCausalLM", config=StableLmConfig, module=StableLm),
     Family(
         name="bert",
         architectures=("BertModel",),
