@@ -19,6 +19,7 @@ from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
 from cvllm_jax.models.olmo2 import Olmo2, Olmo2Config
+from cvllm_jax.models.phi import Phi, PhiConfig
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
@@ -110,6 +111,7 @@ FAMILIES = (
     _causal("olmo2", "Olmo2ForCausalLM", config=Olmo2Config, module=Olmo2),
     _causal("starcoder2", "Starcoder2ForCausalLM", config=Starcoder2Config, module=Starcoder2),
     _causal("stablelm", "StableLmForCausalLM", config=StableLmConfig, module=StableLm),
+    _causal("phi", "PhiForCausalLM", config=PhiConfig, module=Phi),
     Family(
         name="bert",
         architectures=("BertModel",),
