@@ -15,6 +15,7 @@ from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
+from cvllm_jax.models.glm4 import Glm4, Glm4Config
 from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
@@ -112,6 +113,7 @@ FAMILIES = (
     _causal("starcoder2", "Starcoder2ForCausalLM", config=Starcoder2Config, module=Starcoder2),
     _causal("stablelm", "StableLmForCausalLM", config=StableLmConfig, module=StableLm),
     _causal("phi", "PhiForCausalLM", config=PhiConfig, module=Phi),
+    _causal("glm4", "Glm4ForCausalLM", config=Glm4Config, module=Glm4),
     Family(
         name="bert",
         architectures=("BertModel",),
