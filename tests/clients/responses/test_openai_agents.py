@@ -1,5 +1,13 @@
 import pytest
-from agents import Agent, HostedMCPTool, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+from agents import (
+    Agent,
+    HostedMCPTool,
+    OpenAIResponsesModel,
+    OpenAIResponsesWSModel,
+    Runner,
+    function_tool,
+    set_tracing_disabled,
+)
 from agents.mcp import MCPServerStreamableHttp
 from openai import AsyncOpenAI
 from two_tools import ADA, ANSWER, DENIED, TASK, Person, get_weather
@@ -14,9 +22,11 @@ async def client(place):
         yield client
 
 
-@pytest.fixture
-def model(place, client):
-    return OpenAIResponsesModel(model=place.model, openai_client=client)
+@pytest.fixture(params=[OpenAIResponsesModel, OpenAIResponsesWSModel], ids=["http", "websocket"])
+async def model(place, client, request):
+    model = request.param(model=place.model, openai_client=client)
+    yield model
+    await model.close()
 
 
 @pytest.fixture(params=["whole", "streamed"])

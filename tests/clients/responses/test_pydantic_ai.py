@@ -55,7 +55,8 @@ async def test_a_hosted_server(model, place, run, settings):
     output, kinds = await run(agent, TASK)
     assert output == ANSWER
     assert kinds.count("tool-return") == 1
-    assert kinds.count("builtin-tool-return") == 2  # the list, and the call
+    listed = 1 if "openai_previous_response_id" in settings else 2  # lists of tools are not sent back
+    assert kinds.count("builtin-tool-return") == listed + 1
 
 
 async def test_a_server_of_the_client(model, place, run):
