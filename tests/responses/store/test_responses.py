@@ -334,6 +334,21 @@ async def test_what_is_cancelled_is_whole_or_not_there(store, target):
     await audit(target)
 
 
+async def test_what_has_begun_is_done_before_its_caller_is_cancelled(store):
+    for use in (
+        store.create("r", {}),
+        store.append_events("r", numbered(0)),
+        store.finish("r", {"status": "completed"}),
+    ):
+        task = asyncio.create_task(use)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (await store.retrieve("r")).response == {"status": "completed"}
+    assert await store.events_after("r", -1) == numbered(0)
+
+
 async def test_in_memory():
     async with await ResponseStore.open(":memory:") as store, await ResponseStore.open(":memory:") as other:
         await asyncio.gather(*(add(store, f"r{number}") for number in range(20)))
