@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from typing import Any
 
 from cvllm_jax.errors import OtherError
@@ -13,13 +14,14 @@ from cvllm_jax.errors import OtherError
 __all__ = ["BackgroundLoop", "background_loop", "run_on"]
 
 _END_SECS = 10.0
+_LOOK_SECS = 1.0
 
 
 class BackgroundLoop:
     """Begins with its first user and ends, with all that runs on it, when the last one has left."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a client may be dropped, and leave, while this thread is in here
         self._users = 0
         self._thread: _LoopThread | None = None
         self._ending: _LoopThread | None = None
@@ -91,6 +93,9 @@ def run_on[T](loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any,
         raise OtherError("a method that blocks was called in the client's own event loop; await its twin")
     future = asyncio.run_coroutine_threadsafe(work(), loop)
     try:
+        while not wait([future], _LOOK_SECS).done:
+            if not loop.is_running():  # it ended between: nobody is going to do the work
+                raise OtherError("the client's event loop has ended")
         return future.result()
     except BaseException:
         future.cancel()

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import anyio
 from httpx2 import SSEError
 from mcp import Client, MCPError
 from mcp.client.sse import sse_client
@@ -80,6 +81,11 @@ class Connection:
         """False once it is lost or retired: further requests need another one."""
         return not (self._retired or self._lost.done())
 
+    @property
+    def ended(self) -> bool:
+        """Nothing is left of it."""
+        return self._owner.done()
+
     async def opened(self) -> None:
         """Wait until it is open; raises NoAnswerError, and McpConnectionError where the policy forbids it."""
         await _first_of(self._opened, self._lost)
@@ -121,6 +127,8 @@ class Connection:
             raise self._failure(error, exchange) from error
         except ValidationError as error:
             raise AnsweredError("its answer is no valid MCP result") from error
+        except (RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:  # it ended meanwhile
+            raise NoAnswerError("it closed the connection before it answered", refused=exchange.refused) from error
 
     def _failure(self, error: MCPError, exchange: Exchange) -> NoAnswerError | AnsweredError:
         """What the SDK's error means for a request, as HTTP saw it."""
@@ -175,6 +183,7 @@ class Connection:
                 await self._policy.check(self._config.url)
             kinds = _kinds(self._config)
             for kind in kinds:
+                self._exchange.begin(sent=False)
                 try:
                     await self._serve(kind)
                     break

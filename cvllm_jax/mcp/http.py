@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -57,7 +59,7 @@ class Exchange:
     @property
     def refused(self) -> bool:
         """The server cannot have acted on the request."""
-        return not self.sent or self.status in _REFUSALS
+        return not self.sent or self.status in _REFUSALS or (self.status is not None and 300 <= self.status < 400)
 
     @property
     def cause(self) -> str | None:
@@ -109,6 +111,7 @@ class McpHttpClient(httpx2.AsyncClient):
         if is_courtesy or (request.method == "GET" and exchange.sent):
             exchange = Exchange()  # what becomes of it says nothing about the operation's own request
         exchange.status = exchange.failure = None
+        exchange.answered = False
         try:
             if self._policy is not None:
                 self._policy.check_form(str(request.url))
@@ -274,11 +277,13 @@ def _network_cause(error: Exception) -> str:
 
 
 def _innermost_text(error: BaseException) -> str:
-    """What the operating system said, which httpx2 wraps several times."""
+    """What the operating system or TLS said, which httpx2 wraps several times."""
     text = str(error)
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, ssl.SSLError):
+            text = re.sub(r"^\[.*?\] | \(_ssl.*\)$", "", str(error.strerror))
+        elif isinstance(error, OSError) and error.errno is not None:
             text = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return text or "no answer"
 

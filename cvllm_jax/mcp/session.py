@@ -32,7 +32,8 @@ class McpSession:
         self._config = config
         self._policy = policy
         self._name = name
-        self._connection: Connection | None = None
+        self._connections: list[Connection] = []
+        """The last one is in use; the others answer their last requests."""
         self._closed = False
         self._repeatable: frozenset[str] = frozenset()
 
@@ -47,8 +48,14 @@ class McpSession:
         return tools
 
     async def call_tool(self, call: McpToolCall, timeout_secs: float | None) -> McpToolResult:
+        try:
+            params = CallToolRequestParams(name=call.name, arguments=dict(call.arguments))
+            params.model_dump_json()
+        except ValueError:
+            raise McpToolExecutionError(f"the arguments of {call.name!r} are no JSON") from None
+
         async def send(client: Client) -> McpToolResult:
-            return await _call_tool(client, call)
+            return await _call_tool(client, CallToolRequest(params=params))
 
         return await self._operation(
             f"calling {call.name!r}",
@@ -60,14 +67,13 @@ class McpSession:
 
     async def close(self) -> None:
         self._closed = True
-        if self._connection is not None:
-            await self._connection.close()
+        await asyncio.gather(*(connection.close() for connection in self._connections))
 
     def drop(self) -> None:
         """Begin to close; for callers that cannot wait."""
         self._closed = True
-        if self._connection is not None:
-            self._connection.lose("the client was dropped")
+        for connection in self._connections:
+            connection.lose("the client was dropped")
 
     async def _operation(
         self,
@@ -79,7 +85,7 @@ class McpSession:
         error_once_sent: type[McpConnectionError | McpToolExecutionError] = McpConnectionError,
     ) -> Any:
         """``send``'s answer, or one sentence on what went wrong."""
-        if timeout_secs <= 0:
+        if not timeout_secs > 0:
             raise ConfigError("timeout_secs must be more than 0", param="timeout_secs")
         exchange = Exchange()
         answered = False
@@ -127,9 +133,10 @@ class McpSession:
     def _usable_connection(self) -> Connection:
         if self._closed:
             raise McpConnectionError("the client is closed")
-        if self._connection is None or not self._connection.usable:
-            self._connection = Connection(self._config, self._policy)
-        return self._connection
+        if not self._connections or not self._connections[-1].usable:
+            self._connections = [connection for connection in self._connections if not connection.ended]
+            self._connections.append(Connection(self._config, self._policy))
+        return self._connections[-1]
 
 
 async def _all_tools(client: Client) -> list[McpTool]:
@@ -144,9 +151,8 @@ async def _all_tools(client: Client) -> list[McpTool]:
     raise McpConnectionError(f"it has more than {_MAX_TOOL_PAGES} pages of tools, the most that are read")
 
 
-async def _call_tool(client: Client, call: McpToolCall) -> McpToolResult:
+async def _call_tool(client: Client, request: CallToolRequest) -> McpToolResult:
     """Without the SDK's check of the answer against the tool's schema: a pattern in there may take forever."""
-    request = CallToolRequest(params=CallToolRequestParams(name=call.name, arguments=dict(call.arguments)))
     try:
         result = await client.session.send_request(request, CallToolResult)
     except MCPError as error:

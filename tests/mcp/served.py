@@ -32,7 +32,7 @@ def serving(app, port=0):
 
 
 @asynccontextmanager
-async def raw_server(handle):
+async def raw_server(handle, ssl=None):
     """The origin of a server that gives each connection's reader and writer to ``handle``."""
     tasks = set()
 
@@ -44,9 +44,9 @@ async def raw_server(handle):
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=ssl)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http{'s' if ssl else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in tasks:
@@ -69,8 +69,8 @@ class FakeServer:
         return sum(request["message"].get("method") == method for request in self.requests)
 
     @asynccontextmanager
-    async def served(self):
-        async with raw_server(self.handle) as origin:
+    async def served(self, ssl=None):
+        async with raw_server(self.handle, ssl) as origin:
             yield f"{origin}/mcp"
 
     async def handle(self, reader, writer):

@@ -1,9 +1,15 @@
 """Which addresses a policy lets connections go to."""
 
 import asyncio
+import datetime
 import socket
+import ssl
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from served import FakeServer, respond
@@ -156,3 +162,49 @@ async def test_redirects_and_endpoints_are_checked_again(names):
                 with pytest.raises(McpConnectionError):
                     await McpClient.connect(config, policy=UrlPolicy([f"127.0.0.1:{port}"]))
     assert target.requests == []
+
+
+async def test_certificates_are_for_names_not_for_addresses(names, tmp_path, monkeypatch):
+    """The connection goes to an address, and the server must still prove that it has the name."""
+    certificate, key = make_certificate(tmp_path, "secure.test")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    names["secure.test"] = names["other.test"] = ["127.0.0.1"]
+    policy = UrlPolicy(["secure.test", "other.test", "127.0.0.1"])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    async with FakeServer().served(ssl=context) as url:
+        port = url.split(":")[2].split("/")[0]
+
+        def config(host):
+            return McpServerConfig(url=f"https://{host}:{port}/mcp", transport="http", timeout_secs=5)
+
+        async with await McpClient.connect(config("secure.test"), policy=policy) as client:
+            assert (await client.call_tool(McpToolCall(name="act"))).text == "done"
+        for host in ("other.test", "127.0.0.1"):
+            with pytest.raises(McpConnectionError, match="certificate verify failed"):
+                await McpClient.connect(config(host), policy=policy)
+
+
+def make_certificate(folder, name):
+    """Files of a certificate for ``name`` that signs itself, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(private)
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return folder / "certificate.pem", folder / "key.pem"

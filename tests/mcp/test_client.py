@@ -86,6 +86,13 @@ async def wait_for_sleeps(client, **wanted):
     raise AssertionError(f"{counts}, not {wanted}")
 
 
+@pytest.mark.parametrize("arguments", [{"a": object()}, {1: 2}, {"a": "\ud800"}])
+async def test_arguments_that_are_no_json(sample_urls, arguments):
+    async with await McpClient.connect(McpServerConfig(url=sample_urls["http"])) as client:
+        with pytest.raises(McpToolExecutionError, match="the arguments of 'add' are no JSON"):
+            await client.call_tool(McpToolCall(name="add", arguments=arguments))
+
+
 async def test_a_slow_call_ends_in_time_and_the_next_one_works(client):
     begun = time.monotonic()
     with pytest.raises(McpToolExecutionError, match=r"'sleep' failed: it did not answer within 0\.3 seconds; the call"):
