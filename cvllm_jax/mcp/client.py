@@ -169,7 +169,9 @@ def _make_session(config: McpServerConfig, policy: UrlPolicy | None, name: str) 
 
 def _drop(session: McpSession, home: _Home) -> None:
     """End what a client has left behind, from whatever thread it is dropped in."""
-    if home.loop is not None:
+    if home.loop is None:
+        session.drop()
+    else:
         with suppress(RuntimeError):  # the loop is closed, and has ended all its tasks
             home.loop.call_soon_threadsafe(session.drop)
     home.leave()

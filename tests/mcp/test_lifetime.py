@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +150,29 @@ def test_a_client_ends_with_its_loop(sample_urls):
         with pytest.raises(McpConnectionError, match=r"event loop .* has ended"):
             use()
     client.close_sync()
+
+
+@pytest.mark.anyio
+async def test_a_client_that_was_closed_before_its_first_use(sample_urls):
+    servers = McpServers({"s": McpServerConfig(url=sample_urls["http"])})
+    await servers.aclose()
+    with pytest.raises(McpConnectionError, match="the client is closed"):
+        await servers.tools("s")
+
+
+def test_without_the_sdk():
+    """The library can be imported, and says what is missing."""
+    code = """
+import sys
+sys.modules["mcp"] = None
+from cvllm_jax.mcp import McpClient, McpServerConfig
+try:
+    McpClient.connect_sync(McpServerConfig(command="x"))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "ConfigError MCP needs the mcp package, 2.3 or later: pip install 'cvllm-jax[mcp]'\n"
 
 
 @pytest.mark.anyio
