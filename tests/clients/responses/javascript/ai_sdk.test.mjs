@@ -40,7 +40,8 @@ for (const [name, ask] of Object.entries({ generateText, streamed })) {
       const messages = [{ role: 'user', content: TASK }]
       const waiting = await ask({ ...asked('always'), messages })
       const [request] = waiting.content.filter((part) => part.type === 'tool-approval-request')
-      const approval = { type: 'tool-approval-response', approvalId: request.approvalId, approved, providerExecuted: true }
+      const { approvalId } = request
+      const approval = { type: 'tool-approval-response', approvalId, approved, providerExecuted: true }
       messages.push(...waiting.response.messages, { role: 'tool', content: [approval] })
       assert.equal((await ask({ ...asked('always'), messages })).text, answer)
     })
