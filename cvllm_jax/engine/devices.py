@@ -136,6 +136,7 @@ def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometr
         heads=model.num_attention_heads,
         kv_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
+        rotary_dim=model.rotary_dim,
         page_size=config.page_size,
         dtype=dtype,
         cache_dtype=jnp.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,

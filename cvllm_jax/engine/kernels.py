@@ -39,6 +39,8 @@ class Geometry:
     page_size: int
     dtype: Any
     cache_dtype: Any
+    rotary_dim: int | None = None
+    """Dimensions of a head that are rotated; None for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +171,7 @@ def _inputs(g: Geometry, queries: int, key: jax.Array) -> tuple[Any, ...]:
     parts = jax.random.split(key, 3)
     q = jax.random.normal(parts[0], (2, queries, g.heads, g.head_dim), g.dtype)
     qkv = jax.random.normal(parts[1], (tokens, g.heads + 2 * g.kv_heads, g.head_dim), g.dtype)
-    angles = jax.random.uniform(parts[2], (tokens, 1, g.head_dim // 2), jnp.float32, 0, 6)
+    angles = jax.random.uniform(parts[2], (tokens, 1, (g.rotary_dim or g.head_dim) // 2), jnp.float32, 0, 6)
     pages = empty_pages(g, 1 + 2 * TRIAL_PAGES)
     tables = 1 + jnp.arange(2 * TRIAL_PAGES, dtype=jnp.int32).reshape(2, -1)
     # with one query the sequences end at different places; with more, a block lies across pages

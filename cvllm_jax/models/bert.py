@@ -39,6 +39,10 @@ class BertConfig:
     def num_key_value_heads(self) -> int:
         return self.num_attention_heads
 
+    @property
+    def rotary_dim(self) -> int:
+        return 0
+
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> BertConfig:
         """From the keys of a Hugging Face ``config.json``; options that are not ported are refused."""

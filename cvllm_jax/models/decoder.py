@@ -42,6 +42,10 @@ class DecoderConfig:
     windows: tuple[int | None, ...]
     """The latest positions that each layer attends to; None for all."""
 
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * len(self.ropes[0].frequencies)
+
 
 def read_sizes(
     read: ConfigReader, *, norm_eps: str = "rms_norm_eps", activation: str = "hidden_act"

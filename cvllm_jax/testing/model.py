@@ -50,6 +50,7 @@ class ScriptedConfig:
     num_attention_heads: int = 1
     num_key_value_heads: int = 1
     head_dim: int = HEAD_DIM
+    rotary_dim: int = HEAD_DIM
     context_length: int = CONTEXT_LENGTH
 
     @staticmethod
