@@ -27,6 +27,7 @@ from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
 from cvllm_jax.checkpoints.safetensors_file import READABLE
+from cvllm_jax.checkpoints.text_part import text_config, text_tensor
 from cvllm_jax.closing import Closing
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
@@ -161,11 +162,13 @@ def _demo_sampling(path: Path) -> dict[str, Any]:
 
 def _open_folder(folder: Path, *, name: str | None = None, weights: str | None = None) -> Checkpoint:
     config = read_config(folder)
+    text = text_config(config)
+    config = config if text is None else text
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     eos_token_ids = eos_from_config(config, generation, folder)
     generation_defaults = sampling_from_config(generation, path)
-    files = FolderWeights(folder, weights)
+    files = FolderWeights(folder, weights, rename=None if text is None else text_tensor)
     layers = config.get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(files.tensors):
         count = len(files.tensors)
@@ -179,8 +182,8 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
         eos_token_ids=eos_token_ids,
         generation_defaults=generation_defaults,
         tensors={
-            tensor.name: TensorInfo(tensor.shape, tensor.dtype, tensor.dtype in READABLE)
-            for tensor in files.tensors.values()
+            name: TensorInfo(tensor.shape, tensor.dtype, tensor.dtype in READABLE)
+            for name, tensor in files.tensors.items()
         },
         fingerprint="\n".join(_fingerprint(file.path, file.header_digest()) for file in files.files),
         _weights=files,

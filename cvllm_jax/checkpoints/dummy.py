@@ -14,6 +14,7 @@ import numpy as np
 
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
 from cvllm_jax.checkpoints.folder import read_config
+from cvllm_jax.checkpoints.text_part import text_config
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import DeviceError, ModelLoadError, shown
 
@@ -93,13 +94,13 @@ def open_dummy(source: str) -> Checkpoint:
         config = dict(SHAPES[source])
     elif os.path.isfile(folder / "config.json"):  # False for names that no file can have
         config = read_config(folder)
+        config = text_config(config) or config
     else:
         raise ModelLoadError(
             f"{shown(source)} is no shape with random weights and no folder with a config.json; "
             f"the shapes are {', '.join(SHAPES)}"
         )
-    text_config = config.get("text_config")
-    vocab_size = (text_config if isinstance(text_config, dict) else config).get("vocab_size")
+    vocab_size = config.get("vocab_size")
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
         raise ModelLoadError(f"{source} gives no vocab_size in its config.json")
     return Checkpoint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,16 @@ _MAX_SHARDS = 4096
 class FolderWeights:
     """The tensors of a folder, over all its shards.
 
+    Arguments:
+        rename: gives the name that a stored tensor has here, or None for one that is left out.
+
     Raises:
         ModelLoadError: shards are missing, named outside the folder, or disagree with the index.
     """
 
-    def __init__(self, folder: Path, weights: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, weights: str | None = None, *, rename: Callable[[str], str | None] | None = None
+    ) -> None:
         self.files: list[SafetensorsFile] = []
         self._home: dict[str, SafetensorsFile] = {}
         index = _read_index(folder, weights)
@@ -56,13 +61,16 @@ class FolderWeights:
         except ModelLoadError:
             self.close()
             raise
+        names = {stored: stored if rename is None else rename(stored) for stored in self._home}
+        self._stored = {name: stored for stored, name in names.items() if name is not None}
 
     @property
     def tensors(self) -> Mapping[str, Any]:
-        return {name: file.tensors[name] for name, file in self._home.items()}
+        return {name: self._home[stored].tensors[stored] for name, stored in self._stored.items()}
 
     def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> Any:
-        return self._home[name].read(name, start_row, stop_row)
+        stored = self._stored[name]
+        return self._home[stored].read(stored, start_row, stop_row)
 
     def close(self) -> None:
         for file in self.files:

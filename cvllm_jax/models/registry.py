@@ -19,6 +19,7 @@ from cvllm_jax.models.glm4 import Glm4, Glm4Config
 from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from cvllm_jax.models.mistral import Mistral, MistralConfig
 from cvllm_jax.models.olmo2 import Olmo2, Olmo2Config
 from cvllm_jax.models.phi import Phi, PhiConfig
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
@@ -47,6 +48,11 @@ class ModelConfig(Protocol):
     def num_key_value_heads(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that are rotated: what kernels must cope with."""
+        ...
+
     @property
     def context_length(self) -> int: ...
 
@@ -97,10 +103,8 @@ def _causal(name: str, *architectures: str, config: Any, module: Any, model_type
 
 
 FAMILIES = (
-    _causal(
-        "llama", "LlamaForCausalLM", "MistralForCausalLM",
-        config=LlamaConfig, module=Llama, model_types=("llama", "mistral"),
-    ),
+    _causal("llama", "LlamaForCausalLM", config=LlamaConfig, module=Llama),
+    _causal("mistral", "MistralForCausalLM", config=MistralConfig, module=Mistral),
     _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
@@ -122,7 +126,7 @@ FAMILIES = (
         config=BertConfig.from_dict,
         module=Bert,
     ),
-)  # fmt: skip
+)
 
 
 def family_for(config: Mapping[str, Any]) -> Family:

@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cvllm_jax import EngineConfig, InferenceEngine
+from cvllm_jax.checkpoints.checkpoint import open_checkpoint
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.models.llama import LlamaConfig
+from cvllm_jax.models.mistral import MistralConfig
 from cvllm_jax.models.registry import family_for
 
 CONFIG = {
@@ -80,8 +84,40 @@ def test_an_engine_refuses_the_folder(name, value, message, tiny_model_path, tmp
 
 
 def test_a_folder_without_architectures_goes_by_its_model_type():
-    assert family_for({"model_type": "mistral"}).name == "llama"
+    assert family_for({"model_type": "mistral"}).name == "mistral"
     with pytest.raises(ModelLoadError, match="'gpt2' is not supported; supported are Llama"):
         family_for({"model_type": "gpt2"})
     with pytest.raises(ModelLoadError, match="'GPT2LMHeadModel' is not supported"):
         family_for({"architectures": ["GPT2LMHeadModel"], "model_type": "llama"})
+
+
+def test_what_mistral_leaves_out_is_what_its_class_means():
+    config = MistralConfig.from_dict({**CONFIG, "num_attention_heads": 8})
+    assert (config.num_key_value_heads, config.windows) == (8, (4096, 4096))
+    assert MistralConfig.from_dict({**CONFIG, "num_key_value_heads": 2, "sliding_window": None}).windows == (None, None)
+
+
+def test_the_language_model_of_a_folder_that_reads_images(tmp_path, pytestconfig):
+    """Its configuration is nested, its tensors have a prefix, and what encodes images is left alone."""
+    folder = pytestconfig.rootpath / "tests" / "golden" / "families" / "gemma3_options"
+    inner, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    text = {key: value for key, value in inner.items() if key not in ("architectures", "torch_dtype")}
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+             "vision_config": {"hidden_size": 8}, "text_config": {**text, "num_attention_heads": 4}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    for prefix in ("language_model.model.", "model.language_model."):
+        renamed = {prefix + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        image = {"vision_tower.patches.weight": np.ones((2, 2), np.float32)}
+        save_file({**renamed, **image}, tmp_path / "model.safetensors")
+        with open_checkpoint(tmp_path) as checkpoint, open_checkpoint(folder) as alone:
+            assert checkpoint.config["architectures"] == ["Gemma3ForCausalLM"]
+            assert checkpoint.eos_token_ids == (1, 106)
+            assert checkpoint.tensors == alone.tensors
+            family = family_for(checkpoint.config)
+            assert family.config(checkpoint.config) == family.config(alone.config)
+            for name in alone.tensors:
+                np.testing.assert_array_equal(checkpoint.read(name), alone.read(name))
+    for broken, message in (({}, "needs a text_config"), ({"model_type": "gemma4"}, "the type 'gemma4' is not")):
+        (tmp_path / "config.json").write_text(json.dumps({**outer, "text_config": broken or None}))
+        with pytest.raises(ModelLoadError, match=message):
+            open_checkpoint(tmp_path)

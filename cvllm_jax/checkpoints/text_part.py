@@ -1,0 +1,57 @@
+"""The language model inside a folder that reads images too: its configuration and the names of its weights.
+
+Only what generates text is loaded; what encodes images is left on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cvllm_jax.errors import ModelLoadError
+
+__all__ = ["text_config", "text_tensor"]
+
+#: Architectures of images and text, each with that of its language model.
+_LANGUAGE_MODELS = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+}
+#: What such folders put before the names of the language model's tensors, and what ours have.
+_PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+_NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration of the language model; None for folders of text alone.
+
+    Raises:
+        ModelLoadError: the folder has no such configuration, or one of another architecture.
+    """
+    names = config.get("architectures")
+    outer = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    inner = _LANGUAGE_MODELS.get(outer)
+    if inner is None:
+        return None
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ModelLoadError(f"{outer} needs a text_config in its config.json")
+    kind, stem = text.get("model_type"), inner.removesuffix("ForCausalLM").lower()
+    if kind not in (None, stem, f"{stem}_text"):
+        raise ModelLoadError(f"{outer} with a language model of the type {kind!r:.80} is not supported")
+    outside = {key: value for key, value in config.items() if not key.endswith("_config")}
+    return {**outside, **text, "architectures": [inner]}
+
+
+def text_tensor(name: str) -> str | None:
+    """A tensor's name in the language model; None for tensors that are no part of it."""
+    if name.startswith(_NOT_TEXT):
+        return None
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
