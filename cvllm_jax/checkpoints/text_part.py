@@ -44,7 +44,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind not in (None, stem, f"{stem}_text"):
         raise ModelLoadError(f"{outer} with a language model of the type {kind!r:.80} is not supported")
     outside = {key: value for key, value in config.items() if not key.endswith("_config")}
-    return {**outside, **text, "architectures": [inner]}
+    ends = {"eos_token_id": config["eos_token_id"]} if config.get("eos_token_id") is not None else {}
+    return {**outside, **text, **ends, "architectures": [inner]}
 
 
 def text_tensor(name: str) -> str | None:
