@@ -108,3 +108,8 @@ def test_no_family_is_without_a_golden():
     folders = [path.parent for path in FOLDER.parent.glob("*/*/config.json")]
     proven = {family_for(json.loads((folder / "config.json").read_text())).name for folder in folders}
     assert proven == {family.name for family in FAMILIES}
+
+
+def test_the_documentation_lists_every_architecture():
+    listed = (FOLDER.parents[2] / "docs" / "models.md").read_text()
+    assert not [name for family in FAMILIES for name in family.architectures if f"`{name}`" not in listed]
