@@ -162,7 +162,9 @@ class ResponsesApi:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def request(self, method, path, body=None, **query):
-        return httpx.request(method, f"{self.url}/v1{path}", json=body, params=query, headers=self.headers, timeout=60)
+        return httpx.request(
+            method, f"{self.url}/v1{path}", json=body, params=query or None, headers=self.headers, timeout=60
+        )
 
     def post(self, path="/responses", **body):
         return self.request("POST", path, {"model": self.model, **body})
