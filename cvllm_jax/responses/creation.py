@@ -20,7 +20,7 @@ from cvllm_jax.responses.config import ResponsesConfig
 from cvllm_jax.responses.errors import error_details, in_words_of_responses, response_error
 from cvllm_jax.responses.run import Publish, Run
 from cvllm_jax.responses.servers import RequestServers
-from cvllm_jax.responses.tool_targets import McpTarget, ToolTarget
+from cvllm_jax.responses.tool_targets import ClientTarget, McpTarget, ToolTarget
 from cvllm_jax.responses.toolset import Toolset, allowed_listing
 from cvllm_jax.responses.transcript import Transcript, read_transcript
 from cvllm_jax.responses.truncation import fitted
@@ -184,6 +184,7 @@ class Creation:
             self._request, self._servers, listings, asks_by_default=self._config.mcp_approval == "always"
         )
         shown = {(tool.label, tool.tool.name): name for name, tool in toolset.mcp.items()}
+        shown |= {(space, tool.name): name for name, (space, tool) in toolset.namespaced.items()}
         transcript = read_transcript(self._items, self._request.instructions, tool_names=shown)
         return _Listed(toolset=toolset, transcript=transcript)
 
@@ -267,6 +268,8 @@ def chat_request(request: ResponseRequest, messages: Sequence[Message]) -> ChatC
 def _targets(request: ResponseRequest, toolset: Toolset) -> Mapping[str, ToolTarget]:
     targets: dict[str, ToolTarget] = {tool.name: "function" for tool in request.function_tools}
     targets |= {tool.name: "custom" for tool in request.custom_tools}
+    for name, (space, own) in toolset.namespaced.items():
+        targets[name] = ClientTarget(kind=own.type, name=own.name, namespace=space)
     for name, tool in toolset.mcp.items():
         targets[name] = McpTarget(server_label=tool.label, name=tool.tool.name, asks=name in toolset.asking)
     return targets

@@ -10,6 +10,7 @@ from cvllm_jax.openai.types import TokenLogprob
 from cvllm_jax.responses.agent_types import ToolOutcome
 from cvllm_jax.responses.custom_input import CustomInput
 from cvllm_jax.responses.opaque import encode_reasoning
+from cvllm_jax.responses.tool_targets import ClientTarget
 from cvllm_jax.responses.types import (
     ContentPartAdded,
     ContentPartDone,
@@ -159,10 +160,12 @@ class ReasoningWriter(ItemWriter):
 
 
 class FunctionCallWriter(ItemWriter):
-    def __init__(self, emit: Emit, index: int, item_id: str, *, call_id: str, name: str) -> None:
-        item = FunctionCall(id=item_id, status="in_progress", call_id=call_id, name=name, arguments="")
+    def __init__(self, emit: Emit, index: int, item_id: str, *, call_id: str, tool: ClientTarget) -> None:
+        item = FunctionCall(
+            id=item_id, status="in_progress", call_id=call_id, namespace=tool.namespace, name=tool.name, arguments=""
+        )
         super().__init__(emit, index, item)
-        self._name = name
+        self._name = tool.name
         self._arguments: list[str] = []
 
     def add(self, text: str) -> None:
@@ -179,8 +182,10 @@ class FunctionCallWriter(ItemWriter):
 class CustomCallWriter(ItemWriter):
     """A call whose arguments, ``{"input": "..."}``, are told as their text."""
 
-    def __init__(self, emit: Emit, index: int, item_id: str, *, call_id: str, name: str) -> None:
-        item = CustomToolCall(id=item_id, status="in_progress", call_id=call_id, name=name, input="")
+    def __init__(self, emit: Emit, index: int, item_id: str, *, call_id: str, tool: ClientTarget) -> None:
+        item = CustomToolCall(
+            id=item_id, status="in_progress", call_id=call_id, namespace=tool.namespace, name=tool.name, input=""
+        )
         super().__init__(emit, index, item)
         self._reader = CustomInput()
         self._input: list[str] = []

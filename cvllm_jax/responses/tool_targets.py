@@ -8,7 +8,16 @@ from typing import Literal
 from cvllm_jax.errors import McpToolExecutionError
 from cvllm_jax.openai.types import FunctionCall, ToolCall
 
-__all__ = ["HeldCall", "McpTarget", "ToolTarget"]
+__all__ = ["ClientTarget", "HeldCall", "McpTarget", "ToolTarget"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTarget:
+    """The client's tool that a name stands for."""
+
+    kind: Literal["function", "custom"]
+    name: str
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +31,8 @@ class McpTarget:
     """Calls wait for approval."""
 
 
-#: What calls of a tool are to the client.
-type ToolTarget = Literal["function", "custom"] | McpTarget
+#: What calls of a tool are to the client. "function" and "custom" are its own tools under the names that they have.
+type ToolTarget = Literal["function", "custom"] | ClientTarget | McpTarget
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from cvllm_jax.mcp import McpTool
+from cvllm_jax.mcp import McpTool, unique_names
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.types import Tool, ToolCall
 from cvllm_jax.openai.types import ToolChoice as ChatToolChoice
@@ -40,6 +40,8 @@ class Toolset:
     """Tools of MCP servers by the name that the model sees."""
     asking: Collection[str]
     """Those of them whose calls wait for approval."""
+    namespaced: Mapping[str, tuple[str, FunctionTool | CustomTool]]
+    """The client's tools of namespaces, with these, by the name that the model sees."""
 
     @classmethod
     def of(
@@ -65,7 +67,11 @@ class Toolset:
                 param="tools",
                 code="invalid_value",
             )
-        mcp = {tool.name: tool for tool in mcp_agent_tools(servers, listings, taken=names)}
+        inner = [(space.name, tool) for space in request.namespaces for tool in space.client_tools]
+        namespaced = dict(zip(unique_names([(space, tool.name) for space, tool in inner], names), inner))
+        own += [tool.model_copy(update={"name": name}) for name, (_, tool) in namespaced.items()]
+        taken = [*names, *namespaced]
+        mcp = {tool.name: tool for tool in mcp_agent_tools(servers, listings, taken=taken)}
         hosted = {tool.server_label: tool for tool in request.mcp_tools}
         asking = {
             name
@@ -79,6 +85,7 @@ class Toolset:
             ],
             mcp=mcp,
             asking=asking,
+            namespaced=namespaced,
         )
 
     @property

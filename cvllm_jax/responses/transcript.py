@@ -67,7 +67,8 @@ def read_transcript(
     Arguments:
         items: input and output items in order, without references.
         instructions: what the model is told before everything else.
-        tool_names: what the model calls the MCP tool (label, name), where that is not its own name.
+        tool_names: what the model calls the tool (label of its MCP server or namespace, name), where that is not
+            its own name.
 
     Raises RequestError for an output or an approval that answers nothing, a call that nothing answers, an item that
     is not there, and an empty conversation.
@@ -138,10 +139,12 @@ class _Reader:
             case Reasoning():
                 self._turn_with(item.id, follows_text=False).reasoning.append(reasoning_text(item))
             case FunctionCall():
-                self._add_call(item.id, item.call_id, item.name, item.arguments, "function call", item.status)
+                name = self._shown(item.namespace, item.name)
+                self._add_call(item.id, item.call_id, name, item.arguments, "function call", item.status)
             case CustomToolCall():
                 arguments = json.dumps({"input": item.input}, ensure_ascii=False)
-                self._add_call(item.id, item.call_id, item.name, arguments, "custom tool call", item.status)
+                name = self._shown(item.namespace, item.name)
+                self._add_call(item.id, item.call_id, name, arguments, "custom tool call", item.status)
             case FunctionCallOutput():
                 self._answer(item.call_id, item.output, "function call")
             case CustomToolCallOutput():
@@ -240,8 +243,11 @@ class _Reader:
         self._turn = None
 
     def _mcp_call(self, item_id: str, label: str, name: str, arguments: str) -> _Call:
-        shown = self._tool_names.get((label, name), name)
-        return _Call(_tool_call(call_id_of(item_id), shown, arguments), "MCP tool call")
+        return _Call(_tool_call(call_id_of(item_id), self._shown(label, name), arguments), "MCP tool call")
+
+    def _shown(self, label: str | None, name: str) -> str:
+        """What the model calls a tool: of an MCP server or a namespace, or one without a ``label``."""
+        return name if label is None else self._tool_names.get((label, name), name)
 
     def _read_mcp_call(self, item: McpCall) -> None:
         call = self._requests.get(item.approval_request_id or "")

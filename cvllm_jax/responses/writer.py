@@ -34,7 +34,7 @@ from cvllm_jax.responses.item_writers import (
     MessageWriter,
     ReasoningWriter,
 )
-from cvllm_jax.responses.tool_targets import HeldCall, McpTarget, ToolTarget
+from cvllm_jax.responses.tool_targets import ClientTarget, HeldCall, McpTarget, ToolTarget
 from cvllm_jax.responses.types import (
     IncompleteDetails,
     Item,
@@ -225,14 +225,14 @@ class Writer:
         target = self._targets.get(call.name)
         if target is None:
             self._current = HeldCall(call.id, call.name, None)
-        elif target == "function":
-            self._current = self._add(FunctionCallWriter, "fc", call_id=call.id, name=call.name)
-        elif target == "custom":
-            self._current = self._add(CustomCallWriter, "ctc", call_id=call.id, name=call.name)
-        elif target.asks:
-            self._current = HeldCall(call.id, call.name, target)
+        elif isinstance(target, McpTarget):
+            self._current = HeldCall(call.id, call.name, target) if target.asks else self._mcp_call(call.id, target)
         else:
-            self._current = self._mcp_call(call.id, target)
+            tool = target if isinstance(target, ClientTarget) else ClientTarget(kind=target, name=call.name)
+            if tool.kind == "function":
+                self._current = self._add(FunctionCallWriter, "fc", call_id=call.id, tool=tool)
+            else:
+                self._current = self._add(CustomCallWriter, "ctc", call_id=call.id, tool=tool)
 
     def _mcp_call(self, call_id: str, tool: McpTarget | McpApprovalRequest) -> McpCallWriter:
         """Begin the item of a call, which may be one that was approved."""

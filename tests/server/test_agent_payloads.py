@@ -27,18 +27,24 @@ def message(role, text, number):
     return {"type": "message", "id": f"msg_01a2053f-{number:04}", "role": role, "content": content}
 
 
+def namespace(name, function):
+    """The tools of an MCP server that codex runs, or other tools of its own."""
+    parameters = {"type": "object", "properties": {}}
+    tool = {"type": "function", "name": function, "description": "", "strict": False, "parameters": parameters}
+    return {"type": "namespace", "name": name, "description": f"Tools in the {name} namespace.", "tools": [tool]}
+
+
 def codex(**fields):
     """What ``codex exec`` 0.169 sends, with shorter texts."""
     ids = {"session_id": "01a2053f-e581", "thread_id": "01a2053f-e581", "x-codex-window-id": "01a2053f-e581:0"}
-    close = {
-        "type": "function", "name": "close_agent", "description": "Closes an agent.", "strict": False,
-        "parameters": {"type": "object", "properties": {"target": {"type": "string"}}, "required": ["target"]},
-    }  # fmt: skip
     return {
         "instructions": "You are a coding agent.",
         "tools": [
             {**WEATHER, "strict": False},
-            {"type": "namespace", "name": "agents", "description": "Sub-agents.", "tools": [close]},
+            namespace("agents", "close_agent"),
+            namespace("mcp__sample", "add"),
+            namespace("one", "search"),
+            namespace("two", "search"),
             {"type": "web_search", "external_web_access": False},
         ],
         "tool_choice": "auto",
@@ -84,6 +90,27 @@ def test_codex(api):
 
     items += [*response["output"], message("user", "What is my name?", 5)]
     assert text_of(api.create(items, **codex())) == "Alice."
+
+
+def test_codex_and_its_mcp_servers(api):
+    """Their tools come in namespaces, and so do the calls of them."""
+    items = [message("user", "Please add 2 and 3.", 1)]
+    for ask in (api.create, lambda *args, **fields: api.stream(*args, **fields)[-1]["response"]):
+        response = ask(items, **codex())
+        (call,) = response["output"]
+        assert (call["namespace"], call["name"], call["arguments"]) == ("mcp__sample", "add", '{"a": 2, "b": 3}')
+        assert text_of(ask([*items, call, output_of(call, "5")], **codex())) == ANSWER
+    assert [tool["type"] for tool in response["tools"]] == ["function"]
+
+
+def test_namespaces_that_have_the_same_function(api):
+    items = [message("user", "search both", 1)]
+    calls = api.create(items, **codex())["output"]
+    assert [(call["namespace"], call["name"]) for call in calls] == [("one", "search"), ("two", "search")]
+    results = [output_of(call, "21 degrees") for call in calls]
+    read = api.post("/responses/input_tokens", input=[*items, *calls, *results], **codex())
+    assert read.status_code == 200
+    assert text_of(api.create([*items, *calls, *results], **codex())) == "It is 21 degrees."
 
 
 def test_codex_when_the_user_interrupts(api):

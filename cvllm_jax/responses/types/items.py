@@ -72,6 +72,8 @@ class FunctionCall(BaseModel):
     type: Literal["function_call"] = "function_call"
     status: ItemStatus | None = optional()
     call_id: Annotated[str, Field(min_length=1)]
+    namespace: str | None = optional()
+    """That of the function, if it has one."""
     name: str
     arguments: str
     """JSON text, as the model wrote it."""
@@ -96,6 +98,7 @@ class CustomToolCall(BaseModel):
     type: Literal["custom_tool_call"] = "custom_tool_call"
     status: ItemStatus | None = optional()
     call_id: Annotated[str, Field(min_length=1)]
+    namespace: str | None = optional()
     name: str
     input: str
 

@@ -22,6 +22,7 @@ from cvllm_jax.responses.types.tools import (
     CustomTool,
     FunctionTool,
     HostedMcpTool,
+    NamespaceTool,
     OtherTool,
     Tool,
     ToolChoice,
@@ -182,6 +183,10 @@ class ResponseRequest(BaseModel):
         return [tool for tool in self.tools or () if isinstance(tool, HostedMcpTool)]
 
     @property
+    def namespaces(self) -> list[NamespaceTool]:
+        return [tool for tool in self.tools or () if isinstance(tool, NamespaceTool)]
+
+    @property
     def conversation_id(self) -> str | None:
         return self.conversation.id if isinstance(self.conversation, ConversationReference) else self.conversation
 
@@ -191,8 +196,9 @@ class ResponseRequest(BaseModel):
     def _ignored_tools(self) -> Iterator[str]:
         """Kinds of tools that are ignored, as a log line names them."""
         for tool in self.tools or ():
-            if isinstance(tool, OtherTool):
-                yield f"tools[].type {tool.type}"
+            for each in [tool, *(tool.tools if isinstance(tool, NamespaceTool) else ())]:
+                if isinstance(each, OtherTool):
+                    yield f"tools[].type {each.type}"
 
     def _refuse_unsupported(self) -> None:
         for field in ("prompt", "moderation", "context_management"):
@@ -260,7 +266,7 @@ def _refuse_surrogates(data: Any) -> None:
 
 
 def _refuse_other(tool: object, param: str) -> None:
-    if isinstance(tool, OtherTool):
+    if isinstance(tool, NamespaceTool | OtherTool):
         raise RequestError(
             f"Invalid value: '{tool.type[:100]}'. Supported values are: 'function', 'custom', 'mcp'.",
             param=f"{param}.type",

@@ -11,7 +11,14 @@ from cvllm_jax.openai.types.fields import OPEN, STRICT, optional
 from cvllm_jax.responses.types.formats import TextConfig
 from cvllm_jax.responses.types.items import Item
 from cvllm_jax.responses.types.request import ConversationReference, ReasoningConfig, ResponseRequest
-from cvllm_jax.responses.types.tools import CustomTool, FunctionTool, HostedMcpTool, OtherTool, ToolChoice
+from cvllm_jax.responses.types.tools import (
+    CustomTool,
+    FunctionTool,
+    HostedMcpTool,
+    NamespaceTool,
+    OtherTool,
+    ToolChoice,
+)
 
 __all__ = [
     "IncompleteDetails",
@@ -101,7 +108,7 @@ class Response(BaseModel):
     previous_response_id: str | None = None
     conversation: ConversationReference | None = optional()
     tools: list[Annotated[FunctionTool | CustomTool | HostedMcpTool, Field(discriminator="type")]] = []
-    """Those that this server does not have are left out."""
+    """Namespaces, and those that this server does not have, are left out: strict clients know none of them."""
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     max_tool_calls: int | None = None
@@ -135,7 +142,7 @@ class Response(BaseModel):
         """The response to ``request``, without an output yet. ``fields`` go before what the request says."""
         said = {name: value for name in _ECHOED if (value := getattr(request, name)) is not None}
         if request.tools is not None:
-            said["tools"] = [tool for tool in request.tools if not isinstance(tool, OtherTool)]
+            said["tools"] = [tool for tool in request.tools if not isinstance(tool, NamespaceTool | OtherTool)]
         if request.conversation_id is not None:
             said["conversation"] = ConversationReference(id=request.conversation_id)
         return cls(id=id, created_at=created_at, **{**said, **fields})

@@ -23,12 +23,23 @@ __all__ = [
     "GrammarInput",
     "HostedMcpTool",
     "McpChoice",
+    "NamespaceTool",
     "OtherTool",
     "TextInput",
     "Tool",
     "ToolChoice",
     "ToolFilter",
 ]
+
+
+def _type_of(*known: str) -> Discriminator:
+    """Tells tools apart by their type; one that is not ``known`` is "other"."""
+
+    def kind(value: Any) -> str:
+        kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+        return kind if kind in known else "other"
+
+    return Discriminator(kind)
 
 
 class FunctionTool(BaseModel):
@@ -181,17 +192,44 @@ class OtherTool(BaseModel):
     type: str
 
 
-def _kind(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return kind if kind in ("function", "custom", "mcp", "allowed_tools") else "other"
+class _NamespacedFunction(FunctionTool):
+    name: str
+
+
+class _NamespacedCustomTool(CustomTool):
+    name: str
+
+
+class NamespaceTool(BaseModel):
+    """The client's tools under one name, such as those of an MCP server that it runs: codex sends these."""
+
+    model_config = STRICT
+
+    type: Literal["namespace"] = "namespace"
+    name: str
+    description: str | None = optional()
+    tools: list[
+        Annotated[
+            Annotated[_NamespacedFunction, Tag("function")]
+            | Annotated[_NamespacedCustomTool, Tag("custom")]
+            | Annotated[OtherTool, Tag("other")],
+            _type_of("function", "custom"),
+        ]
+    ] = []
+
+    @property
+    def client_tools(self) -> list[FunctionTool | CustomTool]:
+        """Those of a kind that models can call; their names may be any text."""
+        return [tool for tool in self.tools if not isinstance(tool, OtherTool)]
 
 
 type Tool = Annotated[
     Annotated[FunctionTool, Tag("function")]
     | Annotated[CustomTool, Tag("custom")]
     | Annotated[HostedMcpTool, Tag("mcp")]
+    | Annotated[NamespaceTool, Tag("namespace")]
     | Annotated[OtherTool, Tag("other")],
-    Discriminator(_kind),
+    _type_of("function", "custom", "mcp", "namespace"),
 ]
 
 
@@ -233,7 +271,7 @@ class AllowedTools(BaseModel):
                 | Annotated[CustomChoice, Tag("custom")]
                 | Annotated[McpChoice, Tag("mcp")]
                 | Annotated[OtherTool, Tag("other")],
-                Discriminator(_kind),
+                _type_of("function", "custom", "mcp"),
             ]
         ],
         Field(min_length=1, max_length=128),
