@@ -90,6 +90,8 @@ def in_words_of_responses(error: RequestError) -> RequestError:
     """A refusal of the chat completion below, with the names that its fields have here."""
     if error.param is None:
         return error
+    if error.code == "invalid_json_schema":
+        return RequestError(str(error), param="text.format.schema", code=error.code)
     head, bracket, rest = error.param.partition("[")
     first, dot, others = head.partition(".")
     if first == "messages":  # which message is no item's place

@@ -48,6 +48,7 @@ ANSWERS = [
     {"when": "search both", "say": f"{call('one__search', text='x')}\n{call('two__search', text='y')}"},
     {"when": "again and again", "say": call("echo", text="again and again")},
     {"when": "slowly", "say": call("sleep", seconds=30)},
+    {"when": "take a while", "say": call("sleep", seconds=0.5)},
     {"when": "fail", "say": call("boom")},
     {"when": "ten megabytes", "say": call("long_text", size=10_000_000)},
     {"when": "who are you", "say": call("authorization")},
