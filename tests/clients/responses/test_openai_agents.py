@@ -7,6 +7,7 @@ from agents import (
     Runner,
     function_tool,
     set_tracing_disabled,
+    tool_namespace,
 )
 from agents.mcp import MCPServerStreamableHttp
 from openai import AsyncOpenAI
@@ -103,6 +104,13 @@ async def test_a_conversation(client, model, place, run):
     assert result.final_output == ANSWER
     items = await client.conversations.items.list(conversation.id, order="asc")
     assert [item.type async for item in items][-2:] == ["reasoning", "message"]
+
+
+async def test_a_namespace(model, place, run):
+    tools = tool_namespace(name="earth", description="Of the earth.", tools=[function_tool(get_weather)])
+    result = await run(agent(model, *tools, hosted(place)), TASK)
+    assert result.final_output == ANSWER
+    assert next(item.raw_item.namespace for item in result.new_items if item.type == "tool_call_item") == "earth"
 
 
 async def test_an_output_type(model, run):
