@@ -69,6 +69,9 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     if read.optional_size("expert_count"):
         return {"architectures": [f"{name} with experts"], "model_type": name}
 
+    if read.get("attention.causal") is False:
+        return {"architectures": [f"{name} without causal attention"], "model_type": name}
+
     config: dict[str, Any] = {"architectures": [architecture.architecture], **architecture.constants}
     config |= {key: read.size(suffix) for key, suffix in _SIZES.items()}
     if config["num_hidden_layers"] > len(tensors):
@@ -200,7 +203,9 @@ def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
         for key in ("beta_fast", "beta_slow"):
             if read.get(f"rope.scaling.yarn_{key}") is not None:
                 scaling[key] = read.number(f"rope.scaling.yarn_{key}")
-        if factor and read.get("rope.scaling.attn_factor") is not None:
+        if read.get("rope.scaling.yarn_attn_factor") is not None:
+            scaling["attention_factor"] = read.number("rope.scaling.yarn_attn_factor")
+        elif factor and read.get("rope.scaling.attn_factor") is not None:
             # GGUF stores what multiplies yarn's own attention factor, config.json the product
             own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
             scaling["attention_factor"] = read.number("rope.scaling.attn_factor") * own

@@ -29,6 +29,7 @@ class Olmo2Config(DecoderConfig):
     def from_dict(config: Mapping[str, Any]) -> Olmo2Config:
         """From the keys of a Hugging Face ``config.json``; options that are not ported are refused."""
         read = ConfigReader(config, {"rms_norm_eps": 1e-5})
+        read.require("sliding_window", None)  # OLMo 3, whose GGUF files have the same architecture
         sizes = read_sizes(read)
         return Olmo2Config(
             **sizes,

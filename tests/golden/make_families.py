@@ -247,7 +247,7 @@ CASES = {
             "architectures": ["Olmo2ForCausalLM"],
             "model_type": "olmo2",
             "rope_theta": 1024.0,
-            "rope_scaling": YARN,
+            "rope_scaling": {**YARN, "attention_factor": 1.25, "beta_fast": 8.0, "beta_slow": 0.5},
         },
     ),
     "olmo2_bias": Case(

@@ -121,3 +121,32 @@ def test_the_language_model_of_a_folder_that_reads_images(tmp_path, pytestconfig
         (tmp_path / "config.json").write_text(json.dumps({**outer, "text_config": broken or None}))
         with pytest.raises(ModelLoadError, match=message):
             open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("architecture", "changes", "message"), [
+    ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window must be a whole number"),
+    ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be"),
+    ("Qwen3ForCausalLM", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "a list of 2 kinds"),
+    ("Qwen3ForCausalLM", {"use_sliding_window": True, "layer_types": ["linear"] * 2}, "type 'linear' are not"),
+    ("GemmaForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+    ("Gemma2ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+    ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be more than 0"),
+    ("Gemma2ForCausalLM", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping must be more than 0"),
+    ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+    ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
+    ("Gemma3ForCausalLM", {"rope_parameters": {"rope_theta": 1.0}}, "with full_attention and sliding_attention"),
+    ("Phi3ForCausalLM", {"rope_scaling": {"type": "yarn"}}, "'yarn' is not supported; supported are default, longrope"),
+    ("PhiForCausalLM", {"tie_word_embeddings": True}, "tie_word_embeddings=True is not supported"),
+    ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, "no_rope_layers must be a list of 0 and 1 for 2 layers"),
+    ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be"),
+    ("GraniteForCausalLM", {"logits_scaling": 0}, "logits_scaling must be more than 0"),
+    ("Olmo2ForCausalLM", {"sliding_window": 4096}, "sliding_window=4096 is not supported"),
+    ("Starcoder2ForCausalLM", {"use_bias": 1}, "use_bias must be true or false"),
+    ("StableLmForCausalLM", {"partial_rotary_factor": 2.0}, "partial_rotary_factor must rotate an even number"),
+    ("Glm4ForCausalLM", {"hidden_act": "swiglu"}, "hidden_act='swiglu' is not supported"),
+])  # fmt: skip
+def test_options_that_a_family_does_not_have(architecture, changes, message):
+    config = {**CONFIG, "architectures": [architecture], "num_key_value_heads": 2, "head_dim": 8}
+    family_for(config).config(config)
+    with pytest.raises(ModelLoadError, match=message):
+        family_for(config).config({**config, **changes})
