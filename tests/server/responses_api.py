@@ -28,6 +28,7 @@ def thinking(rules):
 
 
 ANSWERS = [
+    {"when": "^Error: ", "say": "That did not work."},
     {"when": "exactly 3 words", "say": "Hello to you."},
     {"when": "weather", "say": call("get_weather", location="San Francisco, CA")},
     {"when": "21 degrees", "say": "It is 21 degrees."},
@@ -54,7 +55,6 @@ ANSWERS = [
     {"when": "who are you", "say": call("authorization")},
     {"when": "act", "say": call("act")},
     {"when": "denied", "say": "As you wish."},
-    {"when": "^Error: ", "say": "That did not work."},
     {"when": "", "say": "Hello there."},
 ]  # fmt: skip
 RULES = [*thinking(ANSWERS), *ANSWERS]

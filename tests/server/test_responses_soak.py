@@ -101,13 +101,13 @@ def test_nothing_is_left(scripted_engine, mcp_urls, count):
     async def scenario(server):
         api = ResponsesApi(server.url)
         await crowd(api, tool, 8)  # what is made once is made now
-        await asyncio.sleep(1)
-        await until(lambda: _holds(scripted_engine))
+        await until(lambda: _is_idle(scripted_engine))
+        await asyncio.sleep(0.5)  # for connections to close
         tasks, files = await tasks_of(server), descriptors()
         await crowd(api, tool, count)
 
         async def as_before():
-            return await tasks_of(server) <= tasks and descriptors() <= files and await _holds(scripted_engine)
+            return await tasks_of(server) <= tasks and descriptors() <= files and await _is_idle(scripted_engine)
 
         await until(as_before)
         assert await _active(server) == 0
@@ -117,7 +117,7 @@ def test_nothing_is_left(scripted_engine, mcp_urls, count):
     wait_until_idle(scripted_engine)
 
 
-async def _holds(engine):
+async def _is_idle(engine):
     """Whether the engine has nothing to do and all its pages."""
     stats = engine.stats()
     return stats.running == stats.waiting == 0 and stats.pages_free == stats.pages_total
