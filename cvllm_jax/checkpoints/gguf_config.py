@@ -20,7 +20,7 @@ from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["ROPE_TENSORS", "config_from_gguf", "eos_from_gguf", "sampling_from_gguf"]
+__all__ = ["ROPE_TENSORS", "config_from_gguf", "eos_from_gguf", "gguf_architectures", "sampling_from_gguf"]
 
 #: Tensors that are part of the configuration.
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -62,7 +62,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
             f"{file.path} is one of {parts} parts of a split model, which is not supported: "
             f"merge them with `llama-gguf-split --merge`"
         )
-    architecture = _architectures().get(name)
+    architecture = gguf_architectures().get(name)
     if architecture is None:
         return {"architectures": [name], "model_type": name}
     read = _Reader(file, name)
@@ -111,7 +111,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 
 @cache
-def _architectures() -> Mapping[str, GgufArchitecture]:
+def gguf_architectures() -> Mapping[str, GgufArchitecture]:
     """What the tables declare, by GGUF name."""
     tables = (importlib.import_module(f"{mappings.__name__}.{m.name}") for m in pkgutil.iter_modules(mappings.__path__))
     declared: list[GgufArchitecture] = [table.GGUF for table in tables if hasattr(table, "GGUF")]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -41,11 +41,18 @@ class Remedy:
     essential: bool = False
 
 
-def doctor() -> None:
+def doctor(
+    models: Annotated[bool, typer.Option("--models", help="Show instead which models run, and what tests them.")] = False,
+) -> None:
     """Show devices, versions, memory and cache folders, and how to get what is missing.
 
     The exit status is 1 if something is missing without which nothing runs.
     """
+    if models:
+        from cvllm_jax.cli.models import show_models
+
+        show_models()
+        return
     remedies = [*_packages(), *_devices(), *_memory(), *_caches(), *_demo_model()]
     print()
     if not remedies:

@@ -1,5 +1,6 @@
 """`cvllm-jax doctor` and `cvllm-jax demo`."""
 
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from command_line import environment
 from cvllm_jax.checkpoints import demo as demo_model
 from cvllm_jax.cli import demo, doctor, model
 from cvllm_jax.errors import ModelLoadError, OtherError
+from cvllm_jax.models.registry import FAMILIES
 
 
 @pytest.fixture
@@ -81,3 +83,11 @@ def test_demo_says_when_there_is_nothing_to_do(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(demo_model, "find_demo_model", lambda: tmp_path / "x.gguf")
     demo.demo()
     assert "is installed" in capsys.readouterr().out
+
+
+def test_doctor_lists_the_models(capsys):
+    doctor.doctor(models=True)
+    printed = capsys.readouterr().out
+    for family in FAMILIES:
+        assert all(architecture in printed for architecture in family.architectures)
+    assert re.search(r"^Qwen3ForCausalLM +qwen3 +transformers' logits, llama.cpp's converter$", printed, re.M)

@@ -354,6 +354,16 @@ CASES = {
         },
         gguf=False,
     ),
+    "llama": Case(
+        config={
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "head_dim": 16,
+            "rope_theta": 1024.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "attention_bias": True,
+        },
+    ),
 }
 
 

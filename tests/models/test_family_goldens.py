@@ -17,6 +17,7 @@ from flax import nnx
 
 from cvllm_jax import EngineConfig
 from cvllm_jax.checkpoints.checkpoint import open_checkpoint
+from cvllm_jax.checkpoints.gguf_config import gguf_architectures
 from cvllm_jax.engine.devices import geometry_of, mesh_of
 from cvllm_jax.engine.kernels import empty_pages
 from cvllm_jax.engine.loading import place_weights
@@ -113,6 +114,12 @@ def test_no_family_is_without_a_golden():
     folders = [path.parent for path in GOLDEN.glob("*/*/config.json")]
     proven = {family_for(json.loads((folder / "config.json").read_text())).name for folder in folders}
     assert proven == {family.name for family in FAMILIES}
+
+
+def test_no_gguf_architecture_is_without_a_golden():
+    files = [path.with_name("config.json") for path in GOLDEN.glob("*/*/model.gguf")]
+    proven = {json.loads(path.read_text())["architectures"][0] for path in files}
+    assert proven == {architecture.architecture for architecture in gguf_architectures().values()}
 
 
 def test_the_documentation_lists_every_architecture():
