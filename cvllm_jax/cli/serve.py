@@ -132,7 +132,9 @@ def serve(
     ] = McpApproval.ALWAYS,
     strict: Annotated[
         bool,
-        _server("Refuse unknown parameters, unknown kinds of tools, images and files in requests for responses."),
+        _server(
+            "Refuse unknown parameters, namespaces and unknown kinds of tools, images and files in requests for responses."
+        ),
     ] = False,
     drain_seconds: Annotated[float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)] = 3.0,
     log_level: Annotated[
