@@ -42,7 +42,7 @@ class Remedy:
 
 
 def doctor(
-    models: Annotated[bool, typer.Option("--models", help="Show instead which models run, and what tests them.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="Show instead which models run, and their tests.")] = False,
 ) -> None:
     """Show devices, versions, memory and cache folders, and how to get what is missing.
 
