@@ -133,7 +133,7 @@ def serve(
     strict: Annotated[
         bool,
         _server(
-            "Refuse unknown parameters, namespaces and unknown kinds of tools, images and files in requests for responses."
+            "Refuse unknown parameters, namespaces, unknown kinds of tools, images and files in requests for responses."
         ),
     ] = False,
     drain_seconds: Annotated[float, _server("After Ctrl-C, running answers get so long to finish.", min=0.0)] = 3.0,
