@@ -30,7 +30,7 @@ from cvllm_jax.responses.writer import Writer
 if TYPE_CHECKING:
     from cvllm_jax.responses.keeping import Keeper
 
-__all__ = ["Context", "Creation", "LocalChains", "chat_request"]
+__all__ = ["Context", "Creation", "LocalChains", "chat_request", "size_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class Context:
     """The stored response that it ends with."""
     unstored: bool = False
     """Nobody has stored it: a response that is stored has to bring it along."""
+    bytes: int = 0
+    """What it takes, as JSON, of the memory that is kept for a client."""
 
 
 #: Conversations that are kept for one client only, by the id of their last response.
@@ -135,7 +137,9 @@ class Creation:
     async def _answer(self, publish: Publish) -> None:
         if self._request.background:
             await self._begin(publish, queued=True)
-            await self._tell(publish, self._writer.start())
+            started = self._writer.start()
+            await self._keeper.update(self._writer.response)
+            await self._tell(publish, started)
         elif self._generate and (self._request.mcp_tools or self._transcript.pending):
             await self._begin(publish)
         listed = await self._listed(publish)
@@ -248,9 +252,15 @@ class Creation:
                 items=[*self._items, *response.output],
                 stored_as=response.id if stored else None,
                 unstored=not stored,
+                bytes=self._context.bytes + size_of(self._added) + size_of(response.output),
             )
         elif self._request.previous_response_id is not None:
             self._local.pop(self._request.previous_response_id, None)
+
+
+def size_of(items: Sequence[Item]) -> int:
+    """Bytes of items as JSON."""
+    return sum(len(item.model_dump_json()) for item in items)
 
 
 def chat_request(request: ResponseRequest, messages: Sequence[Message]) -> ChatCompletionRequest:

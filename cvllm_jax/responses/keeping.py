@@ -70,6 +70,11 @@ class Keeper:
             )
         self._begun = True
 
+    async def update(self, response: Response) -> None:
+        """The response is not what it was, and has not ended."""
+        if self._stored:
+            await self._store.update(self._id, response.model_dump(mode="json"))
+
     async def save(self, events: Sequence[ResponseEvent], *, last: bool = False) -> None:
         """Keep events, some at a time: a process that ends between loses a few."""
         if not (self._stored and self._with_events):

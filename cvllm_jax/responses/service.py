@@ -15,7 +15,7 @@ from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.responses.compaction import compact
 from cvllm_jax.responses.config import ResponsesConfig
 from cvllm_jax.responses.conversations import item_list
-from cvllm_jax.responses.creation import Context, Creation, LocalChains, chat_request
+from cvllm_jax.responses.creation import Context, Creation, LocalChains, chat_request, size_of
 from cvllm_jax.responses.errors import NotFoundError, api_errors, in_words_of_responses
 from cvllm_jax.responses.ids import new_id
 from cvllm_jax.responses.inclusion import check_include, including
@@ -46,6 +46,7 @@ __all__ = ["ResponseStream", "ResponsesService"]
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 _EVENT: TypeAdapter[ResponseEvent] = TypeAdapter(ResponseEvent)
 _POLL_SECS = 0.2
+_MAX_LOCAL_BYTES = 64 << 20
 
 
 class ResponseStream:
@@ -221,13 +222,21 @@ class ResponsesService:
         try:
             await _asked(keeper.lock())
             context = await self._context(request, local)
+            items = await self._new_items(request, context)
+            if local is not None and context.bytes + size_of(items) > _MAX_LOCAL_BYTES:
+                raise RequestError(
+                    f"The conversation of this connection holds more than {_MAX_LOCAL_BYTES >> 20} MiB, the most that "
+                    "is kept.",
+                    param="input",
+                    code="conversation_too_large",
+                )
             creation = Creation(
                 self._adapter,
                 self._config,
                 request,
                 Response.begun(request, id=response_id, created_at=int(time.time())),
                 context=context,
-                items=await self._new_items(request, context),
+                items=items,
                 keeper=keeper,
                 servers=await self._request_servers(request),
                 local=local,

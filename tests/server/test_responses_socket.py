@@ -202,3 +202,17 @@ def test_the_end_of_the_server_ends_connections(scripted_engine):
                     connection.socket.recv(timeout=5)
                 assert caught.value.rcvd.code == 1001
     wait_until_idle(scripted_engine)
+
+
+def test_a_conversation_that_is_too_large_to_keep(api, monkeypatch):
+    """Images are not looked at, but kept."""
+    monkeypatch.setattr("cvllm_jax.responses.service._MAX_LOCAL_BYTES", 3000)
+    image = {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64," + "A" * 1000}]}
+    with api.socket() as socket:
+        previous = {}
+        for _ in range(2):
+            response = socket.turn(model=MODEL, store=False, input=[image], **previous)
+            previous = {"previous_response_id": response["id"]}
+        error = socket.refused(model=MODEL, store=False, input=[image], **previous)
+        assert error["code"] == "conversation_too_large"
+        assert text_of(socket.turn(model=MODEL, store=False, input="Say hello.")) == "Hello there."
