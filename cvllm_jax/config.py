@@ -22,6 +22,7 @@ __all__ = [
     "LoadFormat",
     "Progress",
     "QuantizationConfig",
+    "QuantizationMethod",
 ]
 
 #: Called as ``progress(stage, done, total)`` while something long runs; ``total`` may be 0 (unknown).
@@ -30,6 +31,7 @@ type Progress = Callable[[str, int, int], None]
 LoadFormat = Literal["auto", "dummy"]
 KernelSet = Literal["auto", "xla", "hopper"]
 KvCacheDType = Literal["auto", "fp8"]
+QuantizationMethod = Literal["int8", "int4", "fp8"]
 
 
 class DType(enum.Enum):
@@ -109,23 +111,28 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
-    """How weights are quantised while they are loaded.
+    """How the weights of layers are quantised while they are loaded; what that costs is in ``docs/quantization.md``."""
 
-    ``method`` is ``"int8"``, ``"int4"`` or ``"fp8"``; ``group_size`` is the number of input
-    channels that share a scale, None for one scale a row. No method is implemented yet: an
-    engine refuses a configuration that carries one.
-    """
-
-    method: str = "int8"
+    method: QuantizationMethod = "int8"
+    """``"int8"``, ``"int4"`` (with a scale and an offset for each group) or ``"fp8"`` (float8_e4m3fn)."""
     group_size: int | None = None
+    """Input channels that share a scale. None: 32 for int4, else all of a row."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("int8", "int4", "fp8"):
+        if self.method not in get_args(QuantizationMethod):
             raise ConfigError(
                 f"unknown quantization method {shown(self.method)}; choose int8, int4 or fp8", param="quantization"
             )
         if self.group_size is not None:
             _require_positive("group_size", self.group_size)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``"int8"``, or ``"int4:128"`` for a method with its group size."""
+        method, colon, size = text.partition(":")
+        if colon and not (size.isdecimal() and len(size) < 10):
+            raise ConfigError(f"the group size must be a whole number, not {shown(size)}", param="quantization")
+        return cls(method=method, group_size=int(size) if colon else None)  # type: ignore[arg-type]  # checked there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -302,7 +302,8 @@ class ModelInfo:
     head_dim: int
     dtype: str
     quantization: str | None
-    """Quantised type that the checkpoint stores, such as ``"Q4_1"``; it is computed with in ``dtype``."""
+    """How weights are kept in memory (``"int8"``, ``"int4"``, ``"fp8"``) where they are quantised there, else the
+    quantised type that the checkpoint stores, such as ``"Q4_1"``; activations have ``dtype``."""
     device: str
     eos_token_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)

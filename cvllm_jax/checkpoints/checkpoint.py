@@ -26,6 +26,7 @@ from cvllm_jax.checkpoints.folder import (
 from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
+from cvllm_jax.checkpoints.quantizing import PackedRows
 from cvllm_jax.checkpoints.safetensors_file import READABLE
 from cvllm_jax.checkpoints.text_part import text_config, text_tensor
 from cvllm_jax.closing import Closing
@@ -52,6 +53,7 @@ class TensorInfo:
 
 class _Weights(Protocol):
     def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> np.ndarray: ...
+    def packed(self, name: str, start_row: int, stop_row: int) -> PackedRows | None: ...
     def close(self) -> None: ...
 
 
@@ -89,6 +91,10 @@ class Checkpoint(Closing):
         from several threads.
         """
         return self._weights.read(name, start, stop)
+
+    def packed(self, name: str, start: int, stop: int) -> PackedRows | None:
+        """The same rows as small numbers with scales, as the file has them; None where it has none that we can use."""
+        return self._weights.packed(name, start, stop)
 
     def close(self) -> None:
         self._weights.close()

@@ -14,6 +14,8 @@ import numpy as np
 
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
 from cvllm_jax.checkpoints.folder import read_config
+from cvllm_jax.checkpoints.loading import OFFSETS, SCALES
+from cvllm_jax.checkpoints.quantizing import LARGEST
 from cvllm_jax.checkpoints.text_part import text_config
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import DeviceError, ModelLoadError, shown
@@ -22,6 +24,9 @@ __all__ = ["SHAPES", "NoWeights", "open_dummy", "random_weights"]
 
 #: What Hugging Face folders initialise weights with: logits stay near 1, whatever the depth.
 STANDARD_DEVIATION = 0.02
+
+#: How many standard deviations from 0 the largest value of a quantised weight is.
+DEVIATIONS = 3.0
 
 _LLAMA_3 = {
     "architectures": ["LlamaForCausalLM"],
@@ -132,6 +137,11 @@ def random_weights(
     weights = {}
     for index, (name, struct) in enumerate(structs.items()):
         vector = None if len(struct.shape) > 1 else 0.0 if name.endswith("_bias") else 1.0
+        if name.endswith(OFFSETS):
+            vector = 0.0
+        if name.endswith(SCALES):
+            largest = LARGEST[np.dtype(structs[name.removesuffix(SCALES)].dtype)]
+            vector = DEVIATIONS * STANDARD_DEVIATION / largest
         key = (struct.shape, struct.dtype, shardings[name], vector)
         if key not in programs:  # a layer's shapes are those of the layer before
             make = partial(_fill, struct.shape, struct.dtype, vector)
@@ -153,7 +163,11 @@ def _fill(shape: tuple[int, ...], dtype: Any, constant: float | None, index: jax
     if constant is not None:
         return jnp.full(shape, constant, dtype)
     key = jax.random.fold_in(jax.random.key(0), index)
-    return (jax.random.normal(key, shape, jnp.float32) * STANDARD_DEVIATION).astype(dtype)
+    numbers = jax.random.normal(key, shape, jnp.float32)
+    if (largest := LARGEST.get(np.dtype(dtype))) is None:
+        return (numbers * STANDARD_DEVIATION).astype(dtype)
+    numbers = jnp.clip(numbers * (largest / DEVIATIONS), -largest, largest)
+    return (jnp.round(numbers) if jnp.issubdtype(dtype, jnp.integer) else numbers).astype(dtype)
 
 
 class NoWeights:
@@ -161,6 +175,9 @@ class NoWeights:
 
     def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> np.ndarray:
         raise ModelLoadError(f"this checkpoint has no tensor {name!r} to read")
+
+    def packed(self, name: str, start_row: int, stop_row: int) -> None:
+        """There are no tensors."""
 
     def close(self) -> None:
         """Nothing is open."""

@@ -72,6 +72,9 @@ class FolderWeights:
         stored = self._stored[name]
         return self._home[stored].read(stored, start_row, stop_row)
 
+    def packed(self, name: str, start_row: int, stop_row: int) -> None:
+        """Plain tensors have no scales."""
+
     def close(self) -> None:
         for file in self.files:
             file.close()

@@ -14,8 +14,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from cvllm_jax.checkpoints.gguf_blocks import UNPACK
 from cvllm_jax.checkpoints.gguf_header import GgufTensor, HeaderReader, require_gguf
 from cvllm_jax.checkpoints.mapped_file import map_file
+from cvllm_jax.checkpoints.quantizing import PackedRows
 from cvllm_jax.closing import Closing
 from cvllm_jax.errors import ModelLoadError
 
@@ -70,12 +72,8 @@ class GgufFile(Closing):
         """
         tensor = self.tensors[name]
         stop_row = tensor.rows if stop_row is None else stop_row
-        if not 0 <= start_row <= stop_row <= tensor.rows:
-            raise IndexError(f"rows {start_row} to {stop_row} of {name}, which has {tensor.rows}")
-        columns, row_bytes = tensor.shape[-1], tensor.nbytes // max(tensor.rows, 1)
-        first = tensor.offset + start_row * row_bytes
-        data = self._bytes[first : first + (stop_row - start_row) * row_bytes]
-        shape = (stop_row - start_row, columns)
+        data = self._stored(tensor, start_row, stop_row)
+        shape = (stop_row - start_row, tensor.shape[-1])
         match tensor.type.name:
             case "F32":
                 return data.view("<f4").reshape(shape)
@@ -84,6 +82,22 @@ class GgufFile(Closing):
             case "BF16":
                 return data.view(ml_dtypes.bfloat16).astype(np.float32).reshape(shape)
         return _dequantize(data, tensor.type).reshape(shape)
+
+    def packed(self, name: str, start_row: int, stop_row: int) -> PackedRows | None:
+        """Rows of a tensor in groups of 32, exactly as the file has them; None if its type has no such form."""
+        tensor = self.tensors[name]
+        unpack = UNPACK.get(tensor.type.name)
+        if unpack is None:
+            return None
+        return unpack(self._stored(tensor, start_row, stop_row).reshape(stop_row - start_row, -1))
+
+    def _stored(self, tensor: GgufTensor, start_row: int, stop_row: int) -> np.ndarray:
+        """The bytes of some rows."""
+        if not 0 <= start_row <= stop_row <= tensor.rows:
+            raise IndexError(f"rows {start_row} to {stop_row} of {tensor.name}, which has {tensor.rows}")
+        row_bytes = tensor.nbytes // max(tensor.rows, 1)
+        first = tensor.offset + start_row * row_bytes
+        return self._bytes[first : first + (stop_row - start_row) * row_bytes]
 
     def close(self) -> None:
         """Let the file go; arrays that still view it keep the mapping alive until they are gone."""

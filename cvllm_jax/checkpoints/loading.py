@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,15 +19,18 @@ import numpy as np
 from cvllm_jax.checkpoints.cache import PreparedWeights
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
 from cvllm_jax.checkpoints.mappings.rules import Interleaved, PerHead, Plus, Rule, Source
+from cvllm_jax.checkpoints.quantizing import PackedRows, fitted, quantize_rows
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["load_weights"]
+__all__ = ["OFFSETS", "SCALES", "load_weights"]
 
 _BLOCK_NUMBERS = 1 << 18  # a block of 1 MB in float32
 _THREADS = 2
 _ALIGNMENT = 64  # JAX takes host arrays aligned like this without a copy where it can
 _LISTED = 20
+#: What is behind the name of a quantised weight in those of its scales and offsets.
+SCALES, OFFSETS = ".scales", ".offsets"
 _STAGE = "loading weights"
 
 
@@ -52,6 +55,10 @@ class _Target:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     parts: tuple[_Part, ...]
+    scales: jax.ShapeDtypeStruct | None = None
+    """Of a quantised weight: ``[groups, out]``."""
+    offsets: bool = False
+    """Whether a quantised weight has offsets beside its scales."""
 
     @property
     def nbytes(self) -> int:
@@ -71,7 +78,9 @@ def load_weights(
 
     Arguments:
         rules: which tensors make up which target.
-        targets: dotted path to shape (``[out, in]``, or ``[out]``) and type: bfloat16, float16 or float32.
+        targets: dotted path to shape (``[out, in]``, or ``[out]``) and type: bfloat16, float16 or float32. A weight
+            to be quantised has the type that stores its values, and ``PATH.scales`` and perhaps ``PATH.offsets``,
+            ``[groups, out]``, are targets too.
         place: puts a finished host array on its device. The array is not changed afterwards, and not kept.
         progress: told of bytes of finished targets.
         use_cache: keep what a quantised file was converted to on disk, and load it from there next time.
@@ -87,9 +96,10 @@ def load_weights(
     total, done = sum(target.nbytes for target in plan), 0
     placed: dict[str, jax.Array] = {}
 
-    def finish(target: _Target, array: np.ndarray) -> None:
+    def finish(target: _Target, arrays: Mapping[str, np.ndarray]) -> None:
         nonlocal done
-        placed[target.name] = place(target.name, array)
+        for suffix in arrays:
+            placed[target.name + suffix] = place(target.name + suffix, arrays[suffix])
         done += target.nbytes
         if progress is not None:
             progress(_STAGE, done, total)
@@ -98,18 +108,19 @@ def load_weights(
     stored = cache.load() if cache else None
     if stored is not None:
         for target in plan:
-            finish(target, stored[target.name])
+            finish(target, {suffix: stored[target.name + suffix] for suffix in _suffixes(target)})
     else:
         writer = cache.writer() if cache else None
         try:
             # The largest first: its host copy then coincides with the fewest arrays already placed.
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="weights") as pool:
                 for target in sorted(plan, key=lambda target: -target.nbytes):
-                    array = _fill(checkpoint, target, pool)
+                    arrays = _fill(checkpoint, target, pool)
                     if writer is not None:
-                        writer.add(target.name, array)
-                    finish(target, array)
-                    del array
+                        for suffix in arrays:
+                            writer.add(target.name + suffix, arrays[suffix])
+                    finish(target, arrays)
+                    del arrays
             if writer is not None:
                 writer.commit()
         finally:
@@ -118,26 +129,43 @@ def load_weights(
     return {name: placed[name] for name in targets}
 
 
-def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> np.ndarray:
-    """One target as a host array, aligned and contiguous."""
+def _suffixes(target: _Target) -> tuple[str, ...]:
+    """What is behind the name of each array that makes up a target."""
+    return ("",) if target.scales is None else ("", SCALES, OFFSETS) if target.offsets else ("", SCALES)
+
+
+def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> dict[str, np.ndarray]:
+    """The arrays of one target on the host by their suffixes, aligned and contiguous."""
     array = _aligned_empty(target.shape, target.dtype)
     vector = array.ndim == 1
     grid = array.reshape(-1, 1 if vector else target.shape[-1])
     step = max(1, _BLOCK_NUMBERS // grid.shape[1])
+    by_group = {
+        suffix: _aligned_empty(target.scales.shape, np.dtype(target.scales.dtype))
+        for suffix in _suffixes(target)
+        if suffix and target.scales is not None
+    }
 
     def convert(job: tuple[_Part, int]) -> None:
         part, start = job
         stop = min(start + step, part.rows)
+        if part.heads:
+            where: Any = part.first + _half_order(part)[start:stop]
+        else:
+            where = slice(part.first + start, part.first + stop)
+        if target.scales is not None:
+            packed = _packed(checkpoint, target, part.tensor, start, stop)
+            grid[where] = packed.values
+            by_group[SCALES][:, where] = packed.scales.T
+            if packed.offsets is not None:
+                by_group[OFFSETS][:, where] = packed.offsets.T
+            return
         if vector:  # to the checkpoint a vector is one row
             block = checkpoint.read(part.tensor).reshape(-1, 1)[start:stop]
         else:
             block = checkpoint.read(part.tensor, start, stop)
         if part.plus:
             block = block.astype(np.float32) + np.float32(part.plus)
-        if part.heads:
-            where: Any = part.first + _half_order(part)[start:stop]
-        else:
-            where = slice(part.first + start, part.first + stop)
         with np.errstate(over="ignore"):  # looked for below
             grid[where] = block
         if grid.dtype == np.float16 and block.dtype != np.float16 and not np.isfinite(grid[where]).all():
@@ -146,7 +174,22 @@ def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> 
     jobs = [(part, start) for part in target.parts for start in range(0, part.rows, step)]
     for _ in pool.map(convert, jobs):
         pass
-    return array
+    return {"": array, **by_group}
+
+
+def _packed(checkpoint: Checkpoint, target: _Target, tensor: str, start: int, stop: int) -> PackedRows:
+    """Rows in the target's layout: as the file has them where that is the same, else rounded."""
+    assert target.scales is not None
+    groups = target.scales.shape[0]
+    packed = checkpoint.packed(tensor, start, stop)
+    if packed is not None:
+        packed = fitted(packed, target.dtype, groups, offsets=target.offsets)
+        if packed is not None:
+            return packed
+    rows = checkpoint.read(tensor, start, stop)
+    if not np.isfinite(rows).all():
+        raise ModelLoadError(f"{tensor} has values that are no finite numbers, which cannot be quantised")
+    return quantize_rows(rows, target.dtype, groups, offsets=target.offsets, scale_dtype=target.scales.dtype)
 
 
 def _half_order(part: _Part) -> np.ndarray:
@@ -171,6 +214,8 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
     plan: list[_Target] = []
     patterns = [(_pattern(rule.target), rule) for rule in rules if rule.target is not None]
     for name, struct in targets.items():
+        if name.endswith((SCALES, OFFSETS)):  # they come with their weight
+            continue
         choices = [
             [
                 (name, source)
@@ -194,6 +239,8 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
         if target is None:
             wrong.append(problem)
         else:
+            if name + SCALES in targets:
+                target = replace(target, scales=targets[name + SCALES], offsets=name + OFFSETS in targets)
             plan.append(target)
     unneeded = [
         _pattern(_name(source))

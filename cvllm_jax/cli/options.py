@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from cvllm_jax.config import DType, EngineConfig, Progress
+from cvllm_jax.config import DType, EngineConfig, Progress, QuantizationConfig
 from cvllm_jax.errors import ConfigError, GenerationError
 from cvllm_jax.params import GenerationParams
 
@@ -81,6 +81,14 @@ class EngineOptions:
         str | None,
         _engine("fp8 stores the KV cache in 8 bits. Default: auto, as --dtype.", metavar="auto|fp8"),
     ] = None
+    quantization: Annotated[
+        str | None,
+        _engine(
+            "Round the weights of layers while they load: int8, int4 (groups of 32) or fp8; "
+            "a number behind a colon is the size of groups, as in int4:128. Default: as the files have them.",
+            metavar="int8|int4|fp8",
+        ),
+    ] = None
     kernels: Annotated[
         str | None,
         _engine(
@@ -141,6 +149,8 @@ class EngineOptions:
         try:
             if self.dtype is not None:
                 given["dtype"] = DType.parse(self.dtype)
+            if self.quantization is not None:
+                given["quantization"] = QuantizationConfig.parse(self.quantization)
             return EngineConfig(model_path=model_path, progress=progress, **given)
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from error

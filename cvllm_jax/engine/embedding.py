@@ -21,7 +21,7 @@ from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.embedding_queue import EmbeddingQueue
 from cvllm_jax.engine.encoder import EncoderRunner, embed_shapes
 from cvllm_jax.engine.lifetime import EngineLifetime
-from cvllm_jax.engine.loading import describe, find_family, open_model, place_weights, prepare_device
+from cvllm_jax.engine.loading import describe, find_family, open_model, place_weights, prepare_device, weight_layout
 from cvllm_jax.errors import ConfigError, GenerationError, shown
 from cvllm_jax.params import EngineStats, ModelInfo
 from cvllm_jax.text import Tokenizer
@@ -65,13 +65,14 @@ class EmbeddingEngine(EngineLifetime):
                 pooling = read_pooling(checkpoint.path, checkpoint.config)
             self.tokenizer = _tokenizer(checkpoint, model.vocab_size)
             longest = _longest(config, min(pooling.max_tokens or model.context_length, model.context_length))
-            weights = place_weights(family, model, checkpoint, dtype, mesh, config)
+            layout = weight_layout(config, checkpoint, dtype, device)
+            weights = place_weights(family, model, checkpoint, dtype, mesh, config, layout)
         self.config = config
         self.pooling = pooling
-        self._info = describe(checkpoint, family, model, dtype, asked, longest, weights.leaves)
+        self._info = describe(checkpoint, family, model, dtype, asked, longest, weights.parameters, layout)
         shapes = embed_shapes(longest, config.prefill_chunk_size, config.max_batch_size)
         store = cache_dir() / "executables" if config.compilation_cache else None
-        key = f"{family.name} {jnp.dtype(dtype)}\n{model}"
+        key = f"{family.name} {jnp.dtype(dtype)} {layout}\n{model}"
         self.runner = EncoderRunner(weights, pooling, shapes, mesh, store=store, model_key=key)
         if config.warmup:
             self.runner.warm_up(config.progress)

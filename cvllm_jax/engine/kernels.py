@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from cvllm_jax.config import KernelSet
 from cvllm_jax.engine.programs import environment_key
 from cvllm_jax.errors import ConfigError
-from cvllm_jax.models.layers import Kernels
-from pallas_kernels import kv_write, paged_attention
+from cvllm_jax.models.layers import Kernels, WeightLayout
+from pallas_kernels import kv_write, paged_attention, quantized_matmul
 from pallas_kernels.hardware import Choice
 from pallas_kernels.kv_write import KvPages, rotate_and_write
 
-__all__ = ["Geometry", "KernelChoices", "choose_kernels", "empty_pages"]
+__all__ = ["Geometry", "KernelChoices", "choose_kernels", "choose_matmul", "empty_pages"]
 
 log = logging.getLogger("cvllm_jax.engine")
 
@@ -90,6 +90,31 @@ def choose_kernels(
     return KernelChoices(**choices)
 
 
+def choose_matmul(
+    layout: WeightLayout, dtype: Any, device: Any, wanted: KernelSet = "auto", *, store: Path | None = None
+) -> Choice:
+    """What multiplies with weights of a layout, by the same rules as :func:`choose_kernels`.
+
+    "hopper" means that the kernel is right on this device; matrices whose shapes it does not do are left to XLA.
+
+    Raises:
+      ConfigError: "hopper" was asked for, and the kernel does not do it.
+    """
+    if wanted == "xla":
+        return Choice("xla", "asked for")
+    case = (layout, jnp.dtype(dtype))
+    x, weight = jax.eval_shape(partial(_matrix, case, 8), jax.random.key(0))
+    choice = quantized_matmul.choose_implementation(x, weight, device=device)
+    if choice.implementation == "hopper":
+        failure = _tried("matmul", _multiply, case, device, store)
+        if failure is not None:
+            log.warning("the kernel for quantized weights is not used: %s", failure)
+            choice = Choice("xla", f"the kernel failed its trial on this device: {failure}")
+    if wanted == "hopper" and choice.implementation != "hopper":
+        raise ConfigError(f"the Hopper kernel for quantized weights cannot run: {choice.reason}", param="kernels")
+    return choice
+
+
 def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Array] = jnp.zeros) -> KvPages:
     """The cache of one layer; ``zeros(shape, dtype)`` makes its arrays."""
     shape = (num_pages, geometry.kv_heads, geometry.page_size, geometry.head_dim)
@@ -99,8 +124,8 @@ def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Arr
     return KvPages(k, v, zeros(shape[:3], jnp.float32), zeros(shape[:3], jnp.float32))
 
 
-def _tried(
-    name: str, run: Callable[[str, Geometry], Any], geometry: Geometry, device: Any, store: Path | None
+def _tried[Case](
+    name: str, run: Callable[[str, Case], Any], geometry: Case, device: Any, store: Path | None
 ) -> str | None:
     """Why the kernel fails its trial, or None if it passes or has passed before."""
     key = f"{environment_key()} {device.device_kind} {name} {geometry}"
@@ -159,6 +184,32 @@ def _write(implementation: Any, geometry: Geometry) -> Any:
         return q, jax.tree.map(lambda x: x.astype(jnp.float32), pages)
 
     return write(jax.random.key(8))
+
+
+def _multiply(implementation: Any, case: tuple[WeightLayout, Any]) -> Any:
+    """Few rows and many."""
+
+    @jax.jit
+    def multiply(key: jax.Array) -> Any:
+        return [
+            quantized_matmul.quantized_matmul(*_matrix(case, rows, key), implementation=implementation)
+            for rows in (8, 128)
+        ]
+
+    return multiply(jax.random.key(9))
+
+
+def _matrix(case: tuple[WeightLayout, Any], rows: int, key: jax.Array) -> tuple[jax.Array, Any]:
+    """Activations, and a weight of 256 output channels in a layout."""
+    layout, dtype = case
+    (shape, _), (_, scale_dtype) = layout.arrays(256, 512)
+    parts = jax.random.split(key, 3)
+    weight = quantized_matmul.quantize(
+        jax.random.normal(parts[0], shape), layout.method, layout.group_size, scale_dtype=scale_dtype
+    )
+    if layout.offsets:
+        weight = replace(weight, offsets=jax.random.normal(parts[1], weight.scales.shape, scale_dtype))
+    return jax.random.normal(parts[2], (rows, shape[1]), dtype), weight
 
 
 #: Pages of each of the trial's two sequences.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from cvllm_jax.checkpoints.dummy import open_dummy, random_weights
-from cvllm_jax.checkpoints.loading import load_weights
+from cvllm_jax.checkpoints.loading import OFFSETS, SCALES, load_weights
 from cvllm_jax.config import Device, EngineConfig
 from cvllm_jax.engine.devices import (
     claim_gpu_memory,
@@ -31,17 +32,22 @@ from cvllm_jax.engine.devices import (
     return_freed_memory,
     step_shapes,
 )
-from cvllm_jax.engine.kernels import choose_kernels
+from cvllm_jax.engine.kernels import choose_kernels, choose_matmul
 from cvllm_jax.engine.runner import Runner
 from cvllm_jax.engine.steps import RunnerSettings
 from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
+from cvllm_jax.models.layers import WeightLayout
+from cvllm_jax.models.quantizing import CannotQuantizeError, quantize_weights
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo
 from cvllm_jax.testing import SCHEME, SCRIPTED, ScriptedCheckpoint, open_scripted
 from cvllm_jax.text import ChatTemplate, Tokenizer
 from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer
 
-__all__ = ["Loaded", "Weights", "describe", "find_family", "load", "open_model", "place_weights", "prepare_device"]
+__all__ = [
+    "Loaded", "Weights", "describe", "find_family", "load", "open_model", "place_weights", "prepare_device",
+    "weight_layout",
+]  # fmt: skip
 
 log = logging.getLogger("cvllm_jax.engine")
 
@@ -62,6 +68,8 @@ class Weights(NamedTuple):
     graph: nnx.GraphDef[Any]
     treedef: Any
     leaves: tuple[jax.Array, ...]
+    parameters: int
+    """Numbers that the model has learnt: without the scales of quantised weights."""
 
 
 def load(config: EngineConfig) -> Loaded:
@@ -77,10 +85,11 @@ def load(config: EngineConfig) -> Loaded:
         model_config = family.config({**checkpoint.config, "max_sequence_length": config.max_sequence_length})
         tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
-        graph, treedef, leaves = place_weights(family, model_config, checkpoint, dtype, mesh, config)
+        layout = weight_layout(config, checkpoint, dtype, device)
+        weights = place_weights(family, model_config, checkpoint, dtype, mesh, config, layout)
     geometry = geometry_of(config, model_config, dtype)
     store = cache_dir() if config.compilation_cache else None
-    choices = choose_kernels(geometry, device, config.kernels, store=None if store is None else store / "kernel-trials")
+    choices = choose_kernels(geometry, device, config.kernels, store=_trials(config))
     for name in ("attention", "kv_write"):
         log.info("%s: %s, because %s", name, *getattr(choices, name))
     num_pages, max_sequence_length = pages_for(config, model_config, geometry, device)
@@ -95,11 +104,12 @@ def load(config: EngineConfig) -> Loaded:
         enable_cuda_graph=config.enable_cuda_graph,
     )
     try:
-        key = f"{family.name} {dtype}"
+        key = f"{family.name} {dtype} {layout}"
         executables = None if store is None else store / "executables"
         runner = Runner(
-            graph, treedef, leaves, model_config, settings, mesh, store=executables, model_key=key, debug=config.debug
-        )
+            weights.graph, weights.treedef, weights.leaves, model_config, settings, mesh,
+            store=executables, model_key=key, debug=config.debug,
+        )  # fmt: skip
         if config.warmup:
             runner.warm_up(config.progress)
             return_freed_memory()
@@ -110,17 +120,14 @@ def load(config: EngineConfig) -> Loaded:
             f"{free_memory(device)}: {str(error).splitlines()[0]}; "
             "lower kv_cache_memory, max_batch_size or prefill_chunk_size"
         ) from error
-    info = describe(checkpoint, family, model_config, dtype, asked, max_sequence_length, leaves)
+    info = describe(
+        checkpoint, family, model_config, dtype, asked, max_sequence_length, weights.parameters, layout
+    )
     return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
 
 
 def prepare_device(config: EngineConfig) -> tuple[Device, jax.Device, Any]:
     """The device as asked for, JAX's name of it, and the type to compute in."""
-    if config.quantization is not None:
-        raise ConfigError(
-            f"quantizing weights to {config.quantization.method} while loading is not supported yet",
-            param="quantization",
-        )
     claim_gpu_memory()
     asked = config.device or Device.best_available()
     device = find_device(asked)
@@ -164,16 +171,58 @@ def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTe
     return tokenizer, ChatTemplate.from_checkpoint(checkpoint, tokenizer)
 
 
+def weight_layout(
+    config: EngineConfig, checkpoint: Checkpoint, dtype: Any, device: jax.Device
+) -> WeightLayout | None:
+    """How the weights of layers are stored and multiplied; None for plain numbers.
+
+    Raises:
+      ConfigError: it was asked for what the model or the device does not do.
+    """
+    asked = config.quantization
+    if asked is None:
+        return None
+    if isinstance(checkpoint, ScriptedCheckpoint):
+        raise ConfigError("a scripted model has no weights to quantize", param="quantization")
+    layout = WeightLayout(
+        method=asked.method,
+        group_size=asked.group_size or (32 if asked.method == "int4" else None),
+        offsets=asked.method == "int4",
+    )
+    if device.platform == "cpu":
+        return layout
+    choice = choose_matmul(layout, dtype, device, config.kernels, store=_trials(config))
+    log.info("quantized weights: %s, because %s", *choice)
+    return replace(layout, implementation="auto" if choice.implementation == "hopper" else "xla")
+
+
+def _trials(config: EngineConfig) -> Path | None:
+    """The folder that remembers which trials kernels have passed."""
+    return cache_dir() / "kernel-trials" if config.compilation_cache else None
+
+
 def place_weights(
-    family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig
-) -> Weights:
-    """Read every weight of the model onto the device.
+    family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig,
+    layout: WeightLayout | None = None,
+) -> Weights:  # fmt: skip
+    """Read every weight of the model onto the device, quantised to a layout or as it is.
 
     Raises:
       ModelLoadError: the checkpoint's tensors do not fit the model.
+      ConfigError: the model has weights that the layout does not fit.
       DeviceError: the weights do not fit into the device's memory.
     """
-    abstract = nnx.eval_shape(lambda: family.module(model_config, dtype))
+
+    def make() -> nnx.Module:
+        model = family.module(model_config, dtype)
+        if layout is not None:
+            quantize_weights(model, layout)
+        return model
+
+    try:
+        abstract = nnx.eval_shape(make)
+    except CannotQuantizeError as error:
+        raise ConfigError(f"{checkpoint.name} cannot be quantized: {error}", param="quantization") from None
     graph, state = nnx.split(abstract, nnx.Param)
     paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     names, specs, structs = [], {}, {}
@@ -201,7 +250,8 @@ def place_weights(
             f"the weights take {size:.1f} GiB on the device and did not fit{free_memory(mesh.devices.flat[0])}; "
             f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
         ) from error
-    return Weights(graph, treedef, tuple(weights[name] for name in names))
+    parameters = sum(math.prod(structs[name].shape) for name in names if not name.endswith((SCALES, OFFSETS)))
+    return Weights(graph, treedef, tuple(weights[name] for name in names), parameters)
 
 
 def _target_name(path: tuple[Any, ...]) -> str:
@@ -215,13 +265,13 @@ def _target_name(path: tuple[Any, ...]) -> str:
 
 def describe(
     checkpoint: Checkpoint, family: Family, model: ModelConfig, dtype: Any, device: Device, max_sequence_length: int,
-    leaves: tuple[jax.Array, ...],
+    parameters: int, layout: WeightLayout | None = None,
 ) -> ModelInfo:  # fmt: skip
     """What an engine says of the model it has loaded."""
     return ModelInfo(
         name=checkpoint.name,
         architecture=(checkpoint.config.get("architectures") or [family.architectures[0]])[0],
-        parameters=sum(leaf.size for leaf in leaves),
+        parameters=parameters,
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         max_sequence_length=max_sequence_length,
@@ -231,7 +281,7 @@ def describe(
         num_key_value_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
         dtype=str(jnp.dtype(dtype)),
-        quantization=checkpoint.quantization,
+        quantization=checkpoint.quantization if layout is None else layout.method,
         device=str(device),
         eos_token_ids=tuple(checkpoint.eos_token_ids),
         generation_defaults=dict(checkpoint.generation_defaults),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
-from pallas_kernels.quantized_matmul import reference
+from pallas_kernels.quantized_matmul import cpu, reference
 from pallas_kernels.quantized_matmul.config import HopperConfig
+from pallas_kernels.quantized_matmul.cpu import offset_product
 from pallas_kernels.quantized_matmul.weight import STORAGE, QuantizedWeight
 
 __all__ = ["Choice", "Implementation", "choose_implementation", "quantized_matmul"]
 
-Implementation = Literal["auto", "xla", "hopper"]
+Implementation = Literal["auto", "xla", "cpu", "hopper"]
 
 
 def quantized_matmul(
@@ -30,11 +33,12 @@ def quantized_matmul(
     """``x @ dequantize(weight).T`` with float32 sums.
 
     A row of the result depends on the same row of ``x`` alone: what padding rows hold, NaN too, stays there.
+    Offsets are added behind whatever runs: they meet only the sums of the groups of ``x``, a small product.
 
     Arguments:
       x: activations; bfloat16 for the kernels, any float type for XLA.
-      implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
-        :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
+      implementation: "xla" runs everywhere, "cpu" is what suits CPUs, "hopper" is for SM90 GPUs. "auto" is what
+        :func:`choose_implementation` says for the platform that a program is compiled for, be it "cpu" or another.
       config: block sizes of the Hopper kernels; None takes defaults for the shape.
       out_dtype: type of the result, None for that of ``x``.
 
@@ -42,22 +46,29 @@ def quantized_matmul(
       ValueError: the arrays do not fit together, or "hopper" was asked for and does not do these shapes.
     """
     _check_shapes(x, weight)
-    if implementation not in ("auto", "xla", "hopper"):
-        raise ValueError(f'implementation must be "auto", "xla" or "hopper", not {implementation!r}')
-    xla = partial(reference.matmul, out_dtype=out_dtype)
-    if implementation == "xla":
-        return xla(x, weight)
-    if implementation == "auto" and choose_implementation(x, weight, config=config).implementation == "xla":
-        return xla(x, weight)
-
-    # importing Mosaic takes time that the XLA path need not spend
-    from pallas_kernels.quantized_matmul import hopper
-
-    kernel = partial(hopper.matmul, config=config, out_dtype=out_dtype)
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, not {implementation!r}")
+    if weight.offsets is not None and implementation == "hopper":
+        # XLA's forms do them with the rest
+        centred = replace(weight, offsets=None)
+        y = quantized_matmul(x, centred, implementation=implementation, config=config, out_dtype=jnp.float32)
+        return (y + offset_product(x, weight)).astype(x.dtype if out_dtype is None else out_dtype)
+    forms = {"xla": reference.matmul, "cpu": cpu.matmul}
+    if implementation in forms:
+        return forms[implementation](x, weight, out_dtype=out_dtype)
     if implementation == "hopper":
-        return kernel(x, weight)
+        # importing Mosaic takes time that the XLA path need not spend
+        from pallas_kernels.quantized_matmul import hopper
+
+        return hopper.matmul(x, weight, config=config, out_dtype=out_dtype)
+    by_platform: dict[str, Callable[..., Any]] = {
+        "cpu": partial(cpu.matmul, out_dtype=out_dtype),
+        "default": partial(reference.matmul, out_dtype=out_dtype),
+    }
+    if choose_implementation(x, weight, config=config).implementation == "hopper":
+        by_platform["cuda"] = partial(quantized_matmul, implementation="hopper", config=config, out_dtype=out_dtype)
     # the default device says what a program will probably run on; this says what it is compiled for
-    return lax.platform_dependent(x, weight, cuda=kernel, default=xla)
+    return lax.platform_dependent(x, weight, **by_platform)
 
 
 def choose_implementation(
@@ -90,3 +101,5 @@ def _check_shapes(x: Any, weight: QuantizedWeight) -> None:
         raise ValueError(f"rows of {inputs} input channels are needed, and x has shape {x.shape}")
     if weight.scales.ndim != 2 or weight.scales.shape[1] != outputs or inputs % weight.scales.shape[0]:
         raise ValueError(f"scales of shape {weight.scales.shape} are not [divisor of {inputs}, {outputs}]")
+    if weight.offsets is not None and weight.offsets.shape != weight.scales.shape:
+        raise ValueError(f"offsets of shape {weight.offsets.shape} do not fit scales of shape {weight.scales.shape}")

@@ -1,4 +1,4 @@
-"""The quantised matmul in XLA operations: what runs where there is no kernel, and what kernels are held to."""
+"""The quantised matmul in XLA operations: what runs where nothing faster does, and what the others are held to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def matmul(x: Float[Array, "T I"], weight: QuantizedWeight, *, out_dtype: Any = 
     """``x @ dequantize(weight).T``; see :func:`pallas_kernels.quantized_matmul.quantized_matmul`.
 
     One scale a row is applied to the float32 product: bfloat16 holds every int8, int4 and float8 value, so nothing
-    is rounded before. Scales of groups go into the weight, which is then rounded to the type of ``x``.
+    is rounded before. Scales and offsets of groups go into the weight, which is then rounded to the type of ``x``.
     """
-    per_row = weight.group_size is None
+    per_row = weight.group_size is None and weight.offsets is None
     values = weight.values.astype(x.dtype) if per_row else dequantize(weight, x.dtype)
     # both contract their last axis: as the weight lies in memory
     y = lax.dot_general(x, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

@@ -25,7 +25,7 @@ STORAGE: dict[Method, tuple[Any, float]] = {
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight matrix ``values * scales`` without zero points, a pytree of two arrays.
+    """A weight matrix ``values * scales + offsets``, a pytree of two or three arrays.
 
     Attributes:
       values: ``[O, I]``, int8, int4 or float8_e4m3fn; the type says the method. Int4 is JAX's own type in the order
@@ -34,10 +34,13 @@ class QuantizedWeight:
       scales: ``[G, O]``, float32 or bfloat16; row g scales the input channels ``g * I / G`` to ``(g + 1) * I / G``.
         G = 1 is one scale for an output channel. The output channels come last, because TMA copies the scales of 64
         of them for any number of groups (the stride of ``[O, G]`` need not be a multiple of 16 bytes).
+      offsets: shape and type of ``scales``, what is added to the weights of each group; None for nothing. Formats whose
+        range is not centred on 0 need them: ``scale * (q - zero)`` is ``scale * (q - 8) + scale * (8 - zero)``.
     """
 
     values: Num[Array, "O I"]
     scales: Float[Array, "G O"]
+    offsets: Float[Array, "G O"] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,7 +58,8 @@ class QuantizedWeight:
     def nbytes(self) -> int:
         """Bytes of device memory that the weight takes."""
         values = self.values.size * bits(self.values.dtype) // 8
-        return values + self.scales.size * jnp.dtype(self.scales.dtype).itemsize
+        groups = self.scales.size * (1 if self.offsets is None else 2)
+        return values + groups * jnp.dtype(self.scales.dtype).itemsize
 
 
 def quantize(
@@ -90,10 +94,13 @@ def quantize(
 
 
 def dequantize(weight: QuantizedWeight, dtype: Any = jnp.float32) -> Float[Array, "O I"]:
-    """The matrix that a quantised weight stands for; the product of value and scale is rounded once, to ``dtype``."""
+    """The matrix that a quantised weight stands for; worked out in float32 and rounded once, to ``dtype``."""
     (outputs, inputs), groups = weight.shape, len(weight.scales)
     values = weight.values.astype(jnp.float32).reshape(outputs, groups, inputs // groups)
-    return (values * weight.scales.T[..., None].astype(jnp.float32)).astype(dtype).reshape(outputs, inputs)
+    values = values * weight.scales.T[..., None].astype(jnp.float32)
+    if weight.offsets is not None:
+        values = values + weight.offsets.T[..., None].astype(jnp.float32)
+    return values.astype(dtype).reshape(outputs, inputs)
 
 
 def bits(dtype: Any) -> int:

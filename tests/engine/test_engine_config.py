@@ -34,7 +34,8 @@ def refuse(error, message, param, **settings):
      "kv_cache_memory"),
     ({"dtype": "f16"}, ConfigError, "f16 is not supported on CPUs", "dtype"),
     ({"dtype": "q4"}, ConfigError, "unknown dtype 'q4'; choose auto, bf16, f16 or f32", "dtype"),
-    ({"quantization": QuantizationConfig(method="int8")}, ConfigError, "int8 while loading is not supported yet",
+    ({"quantization": QuantizationConfig(method="int4", group_size=48)}, ConfigError,
+     "llama_gqa_tied cannot be quantized: the .* input channels do not divide into groups of 48 of layers.0",
      "quantization"),
     ({"max_batch_size": 0}, ConfigError, "max_batch_size must be at least 1", "max_batch_size"),
     ({"max_batch_size": 2000}, ConfigError, "limited to 1024, not 2000", "max_batch_size"),
@@ -77,6 +78,9 @@ def test_what_is_refused(tiny_model_path, settings, error, message, param):
     (lambda: DType.parse(16), "unknown dtype 16"),
     (lambda: QuantizationConfig(group_size=1.5), "group_size must be a whole number, not 1.5"),
     (lambda: QuantizationConfig(method=["int8"]), "unknown quantization method"),
+    (lambda: QuantizationConfig.parse("int3"), "unknown quantization method 'int3'; choose int8, int4 or fp8"),
+    (lambda: QuantizationConfig.parse("int4:"), "group size must be a whole number, not ''"),
+    (lambda: QuantizationConfig.parse("int4:x"), "group size must be a whole number, not 'x'"),
     (lambda: EngineConfig.from_model_path(None), "model_path is required"),
 ])  # fmt: skip
 def test_values_of_another_type(make, message):

@@ -7,6 +7,7 @@ registers, so it gets ``operand="shared"``, which differs in one copy; lowering 
 
 import itertools
 import zlib
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -46,9 +47,14 @@ def random_weight(rng, method, shape=(128, 512), group=None, scale_dtype=jnp.flo
 
 def product(x, weight):
     """In float64."""
-    groups = weight.scales.shape[0]
-    scales = np.repeat(np.asarray(weight.scales, np.float64).T, weight.shape[1] // groups, axis=1)
-    return np.asarray(x, np.float64) @ (np.asarray(weight.values, np.float64) * scales).T
+
+    def spread(numbers):
+        return np.repeat(np.asarray(numbers, np.float64).T, weight.shape[1] // len(numbers), axis=1)
+
+    matrix = np.asarray(weight.values, np.float64) * spread(weight.scales)
+    if weight.offsets is not None:
+        matrix += spread(weight.offsets)
+    return np.asarray(x, np.float64) @ matrix.T
 
 
 def error(got, want):
@@ -122,12 +128,63 @@ def test_xla_equals_numpy(method, group, dtype):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.standard_normal((5, 96)), dtype)
     weight = random_weight(rng, method, (48, 96), group)
-    got = jax.jit(quantized_matmul)(x, weight)
+    got = jax.jit(partial(quantized_matmul, implementation="xla"))(x, weight)
     assert got.dtype == dtype
-    exact = quantized_matmul(x, weight, out_dtype=jnp.float32)
+    exact = quantized_matmul(x, weight, implementation="xla", out_dtype=jnp.float32)
     rounded = dtype == jnp.bfloat16
     assert error(exact, product(x, weight)) < (WEIGHTS_ROUNDED if rounded and group else SUMMED)
     assert error(got, product(x, weight)) < (2 * ROUNDED if rounded else SUMMED)
+
+
+#: What the form for CPUs rounds besides: activations to 15 bits of a row's largest, int4 weights to int8 of theirs, and
+#: float8 and int8 weights with scales of groups to the type of the activations.
+CPU_ROUNDS = {("int8", None): 1e-3, ("int4", None): 1e-2, ("int4", 32): 1e-2, ("fp8", None): SUMMED}
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("offsets", [False, True])
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize("method", DTYPES)
+def test_the_form_for_cpus_equals_numpy(method, group, offsets, rows):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((rows, 96)), jnp.bfloat16).at[:, 7].multiply(100)  # an outlier, as models have
+    weight = random_weight(rng, method, (48, 96), group, jnp.bfloat16)
+    if offsets:
+        weight = replace(weight, offsets=jnp.asarray(rng.standard_normal(weight.scales.shape), jnp.bfloat16))
+    got = jax.jit(partial(quantized_matmul, out_dtype=jnp.float32))(x, weight)
+    limit = CPU_ROUNDS.get((method, group), WEIGHTS_ROUNDED) if method != "fp8" or not offsets else WEIGHTS_ROUNDED
+    assert error(got, product(x, weight)) < limit
+
+
+def test_the_form_for_cpus_takes_every_value_and_odd_groups():
+    rng = np.random.default_rng(3)
+    for dtype, low in ((jnp.int4, -8), (jnp.int8, -128)):
+        values = jnp.asarray(rng.choice([low, -1, 0, 1, -low - 1], (16, 30)), dtype)
+        for groups in (1, 2):
+            weight = QuantizedWeight(values, jnp.full((groups, 16), 0.5))
+            x = jnp.asarray(rng.integers(-127, 128, (4, 30)), jnp.float32)
+            assert error(quantized_matmul(x, weight), product(x, weight)) < 1e-2
+    assert not quantized_matmul(jnp.zeros((2, 30)), weight).any()
+
+
+def test_rows_stay_to_themselves_on_a_cpu():
+    weight = random_weight(np.random.default_rng(4), "int8", (8, 32))
+    x = jnp.ones((3, 32)).at[1].set(jnp.nan)
+    got = quantized_matmul(x, weight)
+    assert jnp.isfinite(got[0]).all() and jnp.isnan(got[1]).all()
+    np.testing.assert_array_equal(got[0], got[2])
+
+
+def test_offsets_are_added_to_what_the_kernels_give(monkeypatch):
+    rng = np.random.default_rng(5)
+    weight = random_weight(rng, "int4", (128, 256), 32, jnp.bfloat16)
+    weight = replace(weight, offsets=jnp.asarray(rng.standard_normal(weight.scales.shape), jnp.bfloat16))
+    x = jnp.asarray(rng.standard_normal((3, 256)), jnp.bfloat16)
+    shared = SHARED(block_k=128, stages=2)
+    interpreted = partial(hopper.matmul, interpret=plgpu.InterpretGPUParams())
+    monkeypatch.setattr(hopper, "matmul", interpreted)
+    got = quantized_matmul(x, weight, implementation="hopper", config=shared, out_dtype=jnp.float32)
+    assert error(got, product(x, weight)) < WEIGHTS_ROUNDED
 
 
 @pytest.mark.parametrize(
@@ -298,7 +355,7 @@ def test_arrays_that_do_not_fit_are_refused():
 
 
 def test_unknown_implementations_are_refused():
-    with pytest.raises(ValueError, match='must be "auto", "xla" or "hopper", not \'triton\''):
+    with pytest.raises(ValueError, match="must be one of auto, xla, cpu, hopper, not 'triton'"):
         lower(abstract(), implementation="triton")
 
 

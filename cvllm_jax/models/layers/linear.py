@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -9,13 +12,50 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-__all__ = ["Embedding", "Linear", "project"]
+from pallas_kernels.quantized_matmul import Implementation, Method, QuantizedWeight, quantized_matmul
+from pallas_kernels.quantized_matmul.weight import STORAGE
+
+__all__ = ["Embedding", "Linear", "WeightLayout", "project"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightLayout:
+    """How a quantised weight is stored (:class:`pallas_kernels.quantized_matmul.QuantizedWeight`) and multiplied."""
+
+    method: Method
+    group_size: int | None = None
+    """Input channels that share a scale; None for one scale a row."""
+    offsets: bool = False
+    """Whether each group has an offset beside its scale."""
+    implementation: Implementation = "auto"
+
+    def arrays(self, outputs: int, inputs: int) -> tuple[tuple[tuple[int, int], Any], tuple[tuple[int, int], Any]]:
+        """Shape and type of the values, and of the scales and offsets.
+
+        Raises:
+          ValueError: the group size does not divide the input channels.
+        """
+        size = self.group_size or inputs
+        if inputs % size:
+            raise ValueError(f"{inputs} input channels do not divide into groups of {size}")
+        # a float32 scale for every 32 int4 values would be a quarter of their bytes
+        scale = jnp.float32 if self.group_size is None else jnp.bfloat16
+        return ((outputs, inputs), STORAGE[self.method][0]), ((inputs // size, outputs), scale)
 
 
 def project(
-    x: Float[Array, "T I"], weight: Float[Array, "O I"], out_dtype: DTypeLike | None = None
+    x: Float[Array, "T I"],
+    weight: Float[Array, "O I"] | QuantizedWeight,
+    out_dtype: DTypeLike | None = None,
+    implementation: Implementation = "auto",
 ) -> Float[Array, "T O"]:
-    """``x @ weight.T`` without a transpose: contracts the last axis of both."""
+    """``x @ weight.T`` without a transpose: contracts the last axis of both.
+
+    Arguments:
+      implementation: of the product with a quantised weight.
+    """
+    if isinstance(weight, QuantizedWeight):
+        return quantized_matmul(x, weight, implementation=implementation, out_dtype=out_dtype)
     rows = x.shape[0]
     if rows == 1 and weight.dtype != jnp.float32:
         # XLA:CPU converts a whole bf16 weight to f32 for a product with a single row, which takes 10 times as long
@@ -24,26 +64,59 @@ def project(
     return y[:rows]
 
 
-class Linear(nnx.Module):
-    """``x @ weight.T + bias``. ``spec`` says how the weight is split over the mesh's ``tp`` axis."""
+class _Weighted(nnx.Module):
+    """A weight ``[out, in]``, plain or quantised. ``spec`` says how it is split over the mesh's ``tp`` axis."""
+
+    def __init__(self, shape: tuple[int, int], dtype: jnp.dtype, spec: P) -> None:
+        self.weight = nnx.Param(jnp.zeros(shape, dtype), spec=spec)
+        self.scales: nnx.Param[Array] | None = nnx.data(None)
+        self.offsets: nnx.Param[Array] | None = nnx.data(None)
+        self.layout: WeightLayout | None = None
+
+    def quantize(self, layout: WeightLayout) -> None:
+        """Have room for a quantised weight instead; what the weight was is lost."""
+        (shape, dtype), (groups, scale_dtype) = layout.arrays(*self.weight.shape)
+        spec = self.weight.get_metadata("spec")
+        self.layout = layout
+        self.weight = nnx.Param(jnp.zeros(shape, dtype), spec=spec)
+        # a single group belongs to every part of the input channels
+        spec = P(spec[1] if groups[0] > 1 else None, spec[0])
+        self.scales = nnx.data(nnx.Param(jnp.zeros(groups, scale_dtype), spec=spec))
+        if layout.offsets:
+            self.offsets = nnx.data(nnx.Param(jnp.zeros(groups, scale_dtype), spec=spec))
+
+    def project(self, x: Float[Array, "T I"], out_dtype: DTypeLike | None = None) -> Float[Array, "T O"]:
+        if self.layout is None or self.scales is None:
+            return project(x, self.weight[...], out_dtype)
+        offsets = None if self.offsets is None else self.offsets[...]
+        weight = QuantizedWeight(self.weight[...], self.scales[...], offsets)
+        return project(x, weight, out_dtype, self.layout.implementation)
+
+
+class Linear(_Weighted):
+    """``x @ weight.T + bias``."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, spec: P, bias: bool = False) -> None:
-        self.weight = nnx.Param(jnp.zeros((outputs, inputs), dtype), spec=spec)
+        super().__init__((outputs, inputs), dtype, spec)
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype), spec=P(spec[0])) if bias else None
 
     def __call__(self, x: Float[Array, "T I"], out_dtype: DTypeLike | None = None) -> Float[Array, "T O"]:
-        y = project(x, self.weight[...], out_dtype)
+        y = self.project(x, out_dtype)
         return y if self.bias is None else y + self.bias[...]
 
 
-class Embedding(nnx.Module):
-    """Token vectors; ``attend`` is the tied output head."""
+class Embedding(_Weighted):
+    """Token vectors; ``attend`` is the tied output head. Quantised, each vector has one scale."""
 
     def __init__(self, vocab: int, width: int, *, dtype: jnp.dtype) -> None:
-        self.weight = nnx.Param(jnp.zeros((vocab, width), dtype), spec=P("tp", None))
+        super().__init__((vocab, width), dtype, P("tp", None))
+        self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "T"]) -> Float[Array, "T D"]:
-        return self.weight[...][tokens]
+        vectors = self.weight[...][tokens]
+        if self.scales is None:
+            return vectors
+        return (vectors.astype(jnp.float32) * self.scales[...][0, tokens, None]).astype(self.dtype)
 
     def attend(self, x: Float[Array, "T D"]) -> Float[Array, "T V"]:
-        return project(x, self.weight[...], jnp.float32)
+        return self.project(x, jnp.float32)

@@ -1,0 +1,111 @@
+"""The quantised matmul for CPUs, where int8 products are fast (AMX, VNNI) and every conversion of a weight is felt.
+
+XLA:CPU converts a weight in full before a product, through memory, so nothing here is converted that need not be.
+
+Int8, one scale a row: the weight is used as it is stored. Activations become the sum of two int8 numbers, a coarse one
+and what it leaves over, side by side as rows of one product: 15 bits, where 8 would cost more than the weights do
+(outliers among activations), and the weight is still read once. The two rows also keep a single activation from
+XLA:CPU's path for products with one row, which is many times slower.
+
+Int4: unpacked to int8 with one scale a row in each step, 16-bit arithmetic in registers. The halves of the bytes are
+two products, of the even and of the odd input channels: putting channels back in order costs more than the products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.quantized_matmul import reference
+from pallas_kernels.quantized_matmul.weight import QuantizedWeight
+
+__all__ = ["matmul", "offset_product"]
+
+#: Both contract their last axis: as the weight lies in memory.
+_ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
+
+#: How much finer the second int8 number of an activation is: half of 1 becomes 127.
+_FINER = 254
+
+#: Fixed point of int4 scales: 8 times the largest is the largest int16 that ``>> 8`` rounds to an int8.
+_LARGEST_MULTIPLIER = 127 * 256 // 8
+
+
+def matmul(x: Float[Array, "T I"], weight: QuantizedWeight, *, out_dtype: Any = None) -> Float[Array, "T O"]:
+    """``x @ dequantize(weight).T``; see :func:`pallas_kernels.quantized_matmul.quantized_matmul`.
+
+    Int4 weights are rounded once more, to int8 with one scale a row.
+    """
+    stored = weight.values.dtype
+    if stored == jnp.int4 and weight.shape[1] // weight.scales.shape[0] % 2 == 0:
+        y = _int4(x, weight)
+    elif stored == jnp.int8 and weight.group_size is None:
+        coarse, scale = _split(x)
+        y = _join(_dot(coarse, weight.values), scale) * weight.scales[0].astype(jnp.float32)
+    else:
+        rows = x if x.shape[0] > 1 else jnp.concatenate([x, x])
+        values = _float8_values(weight.values) if stored == jnp.float8_e4m3fn else weight.values
+        wide = QuantizedWeight(values, weight.scales, weight.offsets)
+        return reference.matmul(rows, wide, out_dtype=out_dtype)[: x.shape[0]]
+    if weight.offsets is not None:
+        y = y + offset_product(x, weight)
+    return y.astype(x.dtype if out_dtype is None else out_dtype)
+
+
+def offset_product(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:
+    """What a weight's offsets add to a product: they meet the sums of the groups of ``x``."""
+    offsets = weight.offsets
+    assert offsets is not None
+    sums = x.astype(jnp.float32).reshape(x.shape[0], offsets.shape[0], -1).sum(-1)
+    return lax.dot(sums, offsets.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+
+
+def _int4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:
+    (outputs, inputs), groups = weight.shape, weight.scales.shape[0]
+    pairs = lax.bitcast_convert_type(weight.values.reshape(outputs, inputs // 2, 2), jnp.int8)
+    scales = weight.scales.astype(jnp.float32)
+    row = scales.max(0) / _LARGEST_MULTIPLIER
+    multipliers = jnp.round(scales / row).astype(jnp.int16).T
+    # or every weight would work out its group's multiplier anew
+    multipliers, row = lax.optimization_barrier((multipliers, row))
+
+    def as_int8(half: Int[Array, "O J"]) -> Int[Array, "O J"]:
+        wide = half.reshape(outputs, groups, -1).astype(jnp.int16) * multipliers[..., None]
+        return ((wide + 128) >> 8).astype(jnp.int8).reshape(outputs, -1)
+
+    split, scale = _split(x)
+    total = _dot(split[:, 0::2], as_int8((pairs << 4) >> 4)) + _dot(split[:, 1::2], as_int8(pairs >> 4))
+    return _join(total, scale) * (row * 256)
+
+
+def _split(x: Float[Array, "T I"]) -> tuple[Int[Array, "2T I"], Float[Array, "T 1"]]:
+    """Activations as int8 numbers, the coarse ones above the finer ones, and the unit of the coarse ones."""
+    x = x.astype(jnp.float32)
+    # a row of zeros has any scale
+    scale = jnp.maximum(jnp.abs(x).max(-1, keepdims=True) / 127, jnp.finfo(jnp.float32).tiny)
+    scaled = x / scale
+    coarse = jnp.round(scaled)
+    return jnp.concatenate([coarse, jnp.round((scaled - coarse) * _FINER)]).astype(jnp.int8), scale
+
+
+def _join(y: Int[Array, "2T O"], scale: Float[Array, "T 1"]) -> Float[Array, "T O"]:
+    rows = scale.shape[0]
+    return (y[:rows].astype(jnp.float32) + y[rows:].astype(jnp.float32) / _FINER) * scale
+
+
+def _dot(x: Int[Array, "T I"], values: Int[Array, "O I"]) -> Int[Array, "T O"]:
+    return lax.dot_general(x, values, _ROWS_BY_ROWS, preferred_element_type=jnp.int32)
+
+
+def _float8_values(values: Any) -> jax.Array:
+    """Float8 (e4m3fn) as float16, by moving bits: XLA:CPU would call a function for each number.
+
+    Float16 has the bits of float8 in the same order, with an exponent that is 8 larger, also below its normal numbers.
+    """
+    stored = lax.bitcast_convert_type(values, jnp.uint8).astype(jnp.uint16)
+    moved = lax.bitcast_convert_type(((stored & 0x80) << 8) | ((stored & 0x7F) << 7), jnp.float16)
+    return moved.astype(jnp.float32) * 256

@@ -1,0 +1,164 @@
+"""Weights rounded while they load, and blocks of GGUF files that are kept as they are."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from gguf import quants
+from tiny_llama import expected_targets, llama_targets, llama_tensors, write_folder, write_gguf
+
+from cvllm_jax.checkpoints.checkpoint import open_checkpoint
+from cvllm_jax.checkpoints.gguf import GgufFile
+from cvllm_jax.checkpoints.loading import load_weights
+from cvllm_jax.checkpoints.mappings.llama import RULES
+from cvllm_jax.checkpoints.quantizing import PackedRows, fitted, quantize_rows
+from cvllm_jax.errors import ModelLoadError
+from pallas_kernels.quantized_matmul import dequantize, quantize
+from pallas_kernels.quantized_matmul.weight import STORAGE, QuantizedWeight
+
+
+def stored(method):
+    return np.dtype(STORAGE[method][0])
+
+
+def rows(count=6, columns=256, seed=0):
+    numbers = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
+    numbers[0, :32] = 0
+    return numbers
+
+
+@pytest.mark.parametrize("scale_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize("method", STORAGE)
+def test_rounding_is_that_of_the_kernels(method, group, scale_dtype):
+    numbers = rows()
+    ours = quantize_rows(numbers, stored(method), 256 // (group or 256), offsets=False, scale_dtype=scale_dtype)
+    theirs = quantize(jnp.asarray(numbers), method, group, scale_dtype=scale_dtype)
+    # XLA divides by multiplying, so a scale may be its neighbour, and a number between two values either of them
+    np.testing.assert_allclose(ours.scales.T, np.asarray(theirs.scales, np.float32), rtol=1e-6)
+    different = ours.values.astype(np.float32) != np.asarray(theirs.values, np.float32)
+    assert different.mean() < 1e-3
+    np.testing.assert_allclose(ours.numbers()[~different], dequantize(theirs)[~different], rtol=1e-6)
+
+
+def test_offsets_use_all_sixteen_values():
+    numbers = rows() + 3  # no group has 0 in it
+    packed = quantize_rows(numbers, stored("int4"), 8, offsets=True, scale_dtype=np.float32)
+    grouped = packed.values.astype(int).reshape(6, 8, 32)[1:]
+    assert (grouped.min(-1) == -8).all() and (grouped.max(-1) == 7).all()
+    step = np.repeat(packed.scales, 32, 1)
+    assert (np.abs(packed.numbers() - numbers) <= 0.5001 * step).all()
+    np.testing.assert_allclose(packed.numbers()[0, :32], 3)  # a group of equal numbers
+
+
+def test_int4_with_offsets_is_truer_than_q4_0():
+    numbers = rows(64)
+    packed = quantize_rows(numbers, stored("int4"), 8, offsets=True, scale_dtype=ml_dtypes.bfloat16)
+    theirs = quants.dequantize(quants.quantize(numbers, Kind.Q4_0), Kind.Q4_0)
+    assert np.square(packed.numbers() - numbers).mean() < np.square(theirs - numbers).mean()
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q4_K, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_unpacked_blocks_are_what_gguf_quants_dequantizes(tmp_path, kind):
+    rng = np.random.default_rng(1)
+    size = quants.GGML_QUANT_SIZES[kind][1]
+    blocks = rng.integers(0, 256, (32 if kind != Kind.Q4_K else 2 * 32, 8, size), np.uint8)
+    blocks[..., :2], blocks[..., 2:4] = _halves(rng, blocks.shape[:2]), _halves(rng, blocks.shape[:2])
+    if kind == Kind.Q8_0:
+        blocks[..., 2:4] = 0x80  # -128, which quantising never makes
+    data = blocks.reshape(len(blocks), -1)
+    path = write_gguf(tmp_path / "a.gguf", {}, extra=lambda writer: writer.add_tensor("w", data, raw_dtype=kind))
+    with GgufFile(path) as file:
+        packed = file.packed("w", 3, 30)
+        expected = quants.dequantize(data, kind)[3:30]
+    assert packed.scales.shape == (27, expected.shape[1] // 32)
+    np.testing.assert_allclose(packed.numbers(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def _halves(rng, shape):
+    return rng.uniform(-2, 2, shape).astype(np.float16)[..., None].view(np.uint8)
+
+
+def test_other_types_have_no_packed_form(tmp_path):
+    with GgufFile(write_gguf(tmp_path / "a.gguf", llama_tensors(), kind=Kind.Q5_0)) as file:
+        assert file.packed("token_embd.weight", 0, 1) is None
+        assert file.packed("output_norm.weight", 0, 1) is None
+
+
+def test_rows_fit_more_groups_but_no_others():
+    packed = PackedRows(rows(2, 64).astype(ml_dtypes.int4), np.ones((2, 2), np.float32))
+    more = fitted(packed, stored("int4"), 4, offsets=True)
+    assert more.scales.shape == more.offsets.shape == (2, 4)
+    np.testing.assert_array_equal(more.numbers(), packed.numbers())
+    assert fitted(packed, stored("int4"), 1, offsets=False) is None  # fewer groups
+    assert fitted(packed, stored("int8"), 2, offsets=False) is None
+    assert fitted(more, stored("int4"), 4, offsets=False) is None
+
+
+def quantized_targets(method, group, offsets):
+    targets = {}
+    for name, struct in llama_targets(dtype=jnp.float32).items():
+        if len(struct.shape) == 1:
+            targets[name] = struct
+            continue
+        outputs, inputs = struct.shape
+        targets[name] = jax.ShapeDtypeStruct(struct.shape, STORAGE[method][0])
+        targets[name + ".scales"] = jax.ShapeDtypeStruct((inputs // (group or inputs), outputs), jnp.float32)
+        if offsets:
+            targets[name + ".offsets"] = targets[name + ".scales"]
+    return targets
+
+
+def load(source, targets, **options):
+    with open_checkpoint(source) as checkpoint:
+        return load_weights(checkpoint, RULES, targets, lambda name, array: jax.device_put(array), **options)
+
+
+def whole(loaded, name):
+    """The matrix that the arrays of a target stand for."""
+    if name + ".scales" not in loaded:
+        return np.asarray(loaded[name])
+    return np.asarray(dequantize(QuantizedWeight(*(loaded.get(name + end) for end in ("", ".scales", ".offsets")))))
+
+
+@pytest.mark.parametrize(
+    ("method", "group", "offsets"), [("int8", None, False), ("int4", 32, True), ("fp8", 16, False)]
+)
+def test_every_target_is_quantized(tmp_path, method, group, offsets):
+    tensors, targets = llama_tensors(), quantized_targets(method, group, offsets)
+    from_folder = load(write_folder(tmp_path / "hf", tensors), targets)
+    from_gguf = load(write_gguf(tmp_path / "a.gguf", tensors), targets)
+    assert list(from_folder) == list(targets)
+    for name, matrix in expected_targets(tensors).items():
+        packed = quantize_rows(
+            np.atleast_2d(matrix), stored(method), matrix.shape[-1] // (group or matrix.shape[-1]),
+            offsets=offsets, scale_dtype=np.float32,
+        )  # fmt: skip
+        expected = packed.numbers() if matrix.ndim > 1 else matrix
+        np.testing.assert_allclose(whole(from_folder, name), expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(whole(from_folder, name), whole(from_gguf, name))
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1], ids=lambda kind: kind.name)
+def test_blocks_of_gguf_files_are_not_rounded_again(tmp_path, monkeypatch, kind, use_cache):
+    monkeypatch.setenv("CVLLM_CACHE", str(tmp_path / "cache"))
+    tensors = llama_tensors()
+    path = write_gguf(tmp_path / "a.gguf", tensors, kind=kind)
+    rounded = {
+        name: values if values.ndim == 1 else quants.dequantize(quants.quantize(values, kind), kind)
+        for name, values in tensors.items()
+    }
+    for _ in range(2):  # the second time from the cache, if there is one
+        loaded = load(path, quantized_targets("int4", 32, True), use_cache=use_cache)
+        for name, matrix in expected_targets(rounded).items():
+            np.testing.assert_allclose(whole(loaded, name), matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    tensors = llama_tensors()
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = np.inf
+    with pytest.raises(ModelLoadError, match=r"down_proj.weight has values that are no finite numbers"):
+        load(write_folder(tmp_path / "hf", tensors), quantized_targets("int8", None, False))
