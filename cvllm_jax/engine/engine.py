@@ -72,6 +72,7 @@ class InferenceEngine(EngineLifetime):
             prefill_budget=config.prefill_chunk_size,
             chunked=config.enable_chunked_prefill,
             decode_steps=config.decode_steps,
+            window=loaded.runner.window,
             hash_root=f"{loaded.info.name} {loaded.info.dtype} {config.kv_cache_dtype}".encode(),
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)

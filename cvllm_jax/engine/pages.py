@@ -7,10 +7,10 @@ with the same tokens. Cached pages are given up oldest first when free ones run 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 
-__all__ = ["PADDING_PAGE", "BlockHash", "PageAllocator", "chain_hashes"]
+__all__ = ["PADDING_PAGE", "BlockHash", "PageAllocator", "chain_hashes", "first_page"]
 
 #: Takes the writes of padding tokens; never given to a sequence.
 PADDING_PAGE = 0
@@ -33,6 +33,11 @@ def chain_hashes(
         data = b"".join(token.to_bytes(4, "little") for token in block)
         hashes.append(blake2b(data, key=parent[:16], digest_size=16).digest())
     return hashes
+
+
+def first_page(position: int, window: int | None, page_size: int) -> int:
+    """Index of the first page that a token at this position, or a later one, attends to."""
+    return 0 if window is None else max(0, position - window + 1) // page_size
 
 
 class PageAllocator:
@@ -78,20 +83,29 @@ class PageAllocator:
             pages.append(page)
         return pages
 
-    def match(self, hashes: Iterable[BlockHash]) -> list[int]:
-        """Hold the pages of the longest cached prefix of ``hashes`` and return them in order."""
-        pages: list[int] = []
+    def match(self, hashes: Sequence[BlockHash], *, window: int | None = None, page_size: int = 1) -> list[int]:
+        """Hold the pages of the longest cached prefix of ``hashes`` and return them in order.
+
+        Arguments:
+          window: what comes next attends to this many latest positions only, in pages of ``page_size``: earlier pages
+            need not be cached, and the padding page stands for them.
+        """
         if not self.prefix_caching:
-            return pages
-        for block in hashes:
-            page = self._page_of.get(block)
-            if page is None:
+            return []
+        length = cached = 0  # of the prefix; of the blocks that are cached in a row up to here
+        for count, block in enumerate(hashes, 1):
+            cached = cached + 1 if block in self._page_of else 0
+            if cached >= count - first_page(count * page_size, window, page_size):
+                length = count
+            elif window is None:
                 break
+        first = first_page(length * page_size, window, page_size)
+        pages = [self._page_of[block] for block in hashes[first:length]]
+        for page in pages:
             if self._holders[page] == 0:
                 del self._cached[page]
             self._holders[page] += 1
-            pages.append(page)
-        return pages
+        return [PADDING_PAGE] * first + pages
 
     def register(self, page: int, block: BlockHash) -> None:
         """Say that a held page is full and holds ``block``. A block that another page holds already stays there."""

@@ -6,9 +6,10 @@ run can be replayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
+from cvllm_jax.engine.pages import first_page
 from cvllm_jax.engine.sequence import Sampled, Sequence
 
 __all__ = [
@@ -135,30 +136,34 @@ def admission_of(sequence: Sequence) -> Admission:
     )
 
 
-def check_plan(plan: Plan, num_pages: int, page_size: int, slots: int) -> None:
+def check_plan(plan: Plan, num_pages: int, page_size: int, slots: int, window: int | None = None) -> None:
     """Raise a ValueError where a plan names what the buffers do not have: on the device that reads something else.
 
-    Page 0 is for padding, and no sequence's.
+    Page 0 is for padding, and no sequence's; it stands for pages that the window has left.
     """
+    check = partial(_check_places, num_pages=num_pages, page_size=page_size, slots=slots, window=window)
     for row in plan.decode:
         if not 1 <= row.steps <= plan.decode_steps:
             raise ValueError(f"slot {row.slot} takes {row.steps} steps of {plan.decode_steps}")
-        _check_places(f"slot {row.slot}", row.slot, row.pages, row.position + row.steps, num_pages, page_size, slots)
+        check(f"slot {row.slot}", row.slot, row.pages, row.position, row.steps)
     for block in plan.prefill:
         name = f"the block of slot {block.slot} at {block.start}"
-        _check_places(name, block.slot, block.pages, block.start + len(block.tokens), num_pages, page_size, slots)
+        check(name, block.slot, block.pages, block.start, len(block.tokens))
     taken = [row.slot for row in plan.decode] + [block.slot for block in plan.prefill if block.choose]
     if len(taken) != len(set(taken)):
         raise ValueError(f"a slot chooses twice in one step: {taken}")
 
 
 def _check_places(
-    name: str, slot: int, pages: Iterable[int], end: int, num_pages: int, page_size: int, slots: int
-) -> None:
-    pages = tuple(pages)
+    name: str, slot: int, pages: tuple[int, ...], start: int, count: int, *,
+    num_pages: int, page_size: int, slots: int, window: int | None,
+) -> None:  # fmt: skip
     if not 0 <= slot < slots:
         raise ValueError(f"{name}: there are slots 0 to {slots - 1}")
-    if outside := [page for page in pages if not 1 <= page < num_pages]:
+    left = first_page(start, window, page_size)
+    if outside := [page for i, page in enumerate(pages) if not (i >= left) <= page < num_pages]:
         raise ValueError(f"{name}: its block table names page {outside[0]}; the pool has pages 1 to {num_pages - 1}")
-    if end > len(pages) * page_size:
-        raise ValueError(f"{name}: {len(pages)} pages of {page_size} tokens do not hold {end} tokens")
+    if start + count > len(pages) * page_size:
+        raise ValueError(
+            f"{name}: {len(pages)} pages of {page_size} tokens do not hold {start + count} tokens"
+        )

@@ -27,6 +27,7 @@ from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import SamplerState, empty_state
 from cvllm_jax.engine.sequence import Sampled
 from cvllm_jax.engine.steps import RunnerSettings, Steps
+from cvllm_jax.models.decoder import DecoderConfig
 from cvllm_jax.models.registry import ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
 from pallas_kernels.kv_write import KvPages
@@ -74,6 +75,9 @@ class Runner:
         self._preparing: threading.Thread | None = None
         self._closed = False
         self.config = config
+        windows = config.windows if isinstance(config, DecoderConfig) else (None,)
+        self.window = max((window for window in windows if window), default=None) if None not in windows else None
+        """The latest positions that any layer attends to; None if one attends to all."""
         self.mesh = mesh
         self._leaves = leaves
         self._replicated = NamedSharding(mesh, P())
@@ -178,7 +182,8 @@ class Runner:
     def dispatch(self, plan: Plan) -> DispatchedStep:
         """Queue a plan's work on the device."""
         if self.debug:
-            check_plan(plan, self.settings.num_pages, self.settings.page_size, self.settings.max_batch_size)
+            settings = self.settings
+            check_plan(plan, settings.num_pages, settings.page_size, settings.max_batch_size, self.window)
         self._admit(plan)
         decode = self._dispatch_decode(plan.decode, plan.decode_steps)
         return DispatchedStep(decode, self._dispatch_prefill(plan.prefill))
@@ -191,7 +196,8 @@ class Runner:
     def start(self, plan: Plan) -> StartedStep:
         """Queue a plan's work as far as the choice of the tokens of its decode rows; :meth:`choose` is the rest."""
         if self.debug:
-            check_plan(plan, self.settings.num_pages, self.settings.page_size, self.settings.max_batch_size)
+            settings = self.settings
+            check_plan(plan, settings.num_pages, settings.page_size, settings.max_batch_size, self.window)
         self._admit(plan)
         layout = self._layout_of(plan.decode)
         vector = jax.device_put(layout.pack(plan.decode), self._replicated)

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 
-from cvllm_jax.engine.pages import PageAllocator, chain_hashes
+from cvllm_jax.engine.pages import PageAllocator, chain_hashes, first_page
 from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, StepOutput, admission_of, settings_of
 from cvllm_jax.engine.sequence import Sampled, Sequence, State
 from cvllm_jax.errors import Error
@@ -36,12 +36,13 @@ class Scheduler:
       prefill_budget: prompt tokens of one step, over all sequences.
       chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
       decode_steps: steps that running sequences take in one go while nobody waits.
+      window: no layer attends to more than this many latest positions, so pages before them are given up.
       hash_root: distinguishes caches of other models and types.
     """
 
     def __init__(
         self, pages: PageAllocator, *, page_size: int, slots: int, block: int, prefill_budget: int,
-        chunked: bool = True, decode_steps: int = 1, hash_root: bytes = b"cvllm",
+        chunked: bool = True, decode_steps: int = 1, window: int | None = None, hash_root: bytes = b"cvllm",
     ) -> None:  # fmt: skip
         self.pages = pages
         self.waiting: list[Sequence] = []
@@ -53,6 +54,7 @@ class Scheduler:
         self._budget = prefill_budget
         self._chunked = chunked
         self._decode_steps = decode_steps
+        self._window = window
         self._root = hash_root
         # of each plan those that decode (None: what the row chooses is void), choose after a prompt, and are prefilled
         self._in_flight: deque[tuple[list[Sequence | None], list[Sequence], list[Sequence]]] = deque()
@@ -90,6 +92,9 @@ class Scheduler:
             when it is, before the tokens of this plan are chosen.
         """
         preempted = self.preemptions
+        for sequence in self.running:  # pages that the window has left, once the prefix cache knows them
+            left = first_page(sequence.computed, self._window, self._page_size)
+            self.pages.release(sequence.give_up(min(left, sequence.registered)))
         steps = self._steps_in_one_go()
         decoding, decode = self._plan_decode(steps, masks_follow)
         admissions: list[Admission] = []
@@ -248,15 +253,18 @@ class Scheduler:
         size = self._page_size
         sequence.hashes = chain_hashes(self._root, sequence.tokens, size, sequence.hashes)
         # the last token is always computed: its logits choose the next one
-        shared = self.pages.match(sequence.hashes[: (len(sequence.tokens) - 1) // size])
+        full = sequence.hashes[: (len(sequence.tokens) - 1) // size]
+        shared = self.pages.match(full, window=self._window, page_size=size)
+        given_up = first_page(len(shared) * size, self._window, size)
         wanted = -(-len(sequence.tokens) // size) - len(shared)
         # leave each running sequence room to grow, or the newcomer would be preempted at once
         fresh = self.pages.allocate(wanted) if wanted + len(self.running) <= self.pages.available else None
         if fresh is None:
-            self.pages.release(shared)
+            self.pages.release(shared[given_up:])
             return None
         del self.waiting[0]
         sequence.pages = shared + fresh
+        sequence.given_up = given_up
         sequence.computed = len(shared) * size
         sequence.registered = len(shared)
         if not sequence.preempted:  # else its own pages would count
@@ -374,9 +382,9 @@ class Scheduler:
         self.running.remove(sequence)
         assert sequence.slot is not None
         self._free_slots.append(sequence.slot)
-        self.pages.release(sequence.pages)
+        self.pages.release(sequence.pages[sequence.given_up :])
         sequence.slot = None
-        sequence.pages = []
+        sequence.pages, sequence.given_up = [], 0
         sequence.prefilled = False
         sequence.computed = sequence.registered = 0
 

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import replace
 
 from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator
-from cvllm_jax.engine.plan import StepOutput
+from cvllm_jax.engine.plan import StepOutput, check_plan
 from cvllm_jax.engine.scheduler import Scheduler
 from cvllm_jax.engine.sequence import Sampled, Sequence
 from cvllm_jax.params import GenerationParams, RequestHandle, RequestUpdate
@@ -26,11 +26,11 @@ def next_token(tokens, seed=0):
     return zlib.crc32(repr((tuple(tokens), seed)).encode()) % VOCABULARY
 
 
-def alone(prompt, max_tokens, *, seed=0, ends=(END,), min_tokens=0):
+def alone(prompt, max_tokens, *, seed=0, ends=(END,), min_tokens=0, window=None):
     """What a request generates by itself."""
     tokens = list(prompt)
     for _ in range(max_tokens):
-        token = choose(tokens, seed, len(tokens) - len(prompt) < min_tokens)
+        token = choose(tokens[-(window or 0) :], seed, len(tokens) - len(prompt) < min_tokens)
         if token in ends:
             break
         tokens.append(token)
@@ -45,13 +45,15 @@ def choose(tokens, seed, forbid_end):
 class FakeRunner:
     """Carries out plans in the order of their dispatch."""
 
-    def __init__(self, page_size, pages):
+    def __init__(self, page_size, pages, window=None):
         self.page_size = page_size
+        self.window = window
         self.memory = [[None] * page_size for _ in range(pages)]
         self.last = {}  # slot: last token
         self.plans = []
 
     def dispatch(self, plan):
+        check_plan(plan, len(self.memory), self.page_size, 1000, self.window)
         self.plans.append(plan)
         slots = [row.slot for row in plan.decode] + [block.slot for block in plan.prefill if block.choose]
         assert len(slots) == len(set(slots))
@@ -91,7 +93,8 @@ class FakeRunner:
             self.memory[page][position % self.page_size] = token
 
     def choose(self, row, length, forbid_end):
-        known = [self.memory[row.pages[i // self.page_size]][i % self.page_size] for i in range(length)]
+        first = 0 if self.window is None else max(0, length - self.window)
+        known = [self.memory[row.pages[i // self.page_size]][i % self.page_size] for i in range(first, length)]
         if row.mask is None:
             assert not row.sampling.constrained
             token = choose(known, row.sampling.seed[0], forbid_end)
@@ -148,14 +151,14 @@ class Serving:
 
     def __init__(
         self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1,
-        steps=1, halves=False,
+        steps=1, halves=False, window=None,
     ):  # fmt: skip
         self.pool = PageAllocator(pages + 1, prefix_caching=caching)
         self.scheduler = Scheduler(
             self.pool, page_size=page_size, slots=slots, block=block, prefill_budget=budget, chunked=chunked,
-            decode_steps=steps,
+            decode_steps=steps, window=window,
         )  # fmt: skip
-        self.runner = FakeRunner(page_size, pages + 1)
+        self.runner = FakeRunner(page_size, pages + 1, window)
         self.ahead = ahead
         self.halves = halves
         self.unread = []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator, chain_hashes
+from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator, chain_hashes, first_page
 
 
 class Histories(RuleBasedStateMachine):
@@ -42,16 +42,19 @@ class Histories(RuleBasedStateMachine):
         if self.pool.prefix_caching and page not in self.contents and bytes([block]) not in known:
             self.contents[page] = bytes([block])
 
-    @rule(blocks=st.lists(st.integers(0, 5), max_size=4))
-    def match(self, blocks):
+    @rule(blocks=st.lists(st.integers(0, 5), max_size=4), window=st.sampled_from([None, None, 1, 2, 3]))
+    def match(self, blocks, window):
         before = self.pool.available
-        hashes = [bytes([block]) for block in blocks]
-        pages = self.pool.match(hashes)
-        assert [self.contents[page] for page in pages] == hashes[: len(pages)]
-        if self.pool.prefix_caching and len(pages) < len(hashes):
-            assert hashes[len(pages)] not in self.contents.values()
+        hashes, known = [bytes([block]) for block in blocks], set(self.contents.values())
+        pages = self.pool.match(hashes, window=window)
+        first = first_page(len(pages), window, 1)
+        assert pages[:first] == [PADDING_PAGE] * first
+        assert [self.contents[page] for page in pages[first:]] == hashes[first : len(pages)]
+        if self.pool.prefix_caching:
+            for longer in range(len(pages) + 1, len(hashes) + 1):
+                assert not known.issuperset(hashes[first_page(longer, window, 1) : longer])
         assert self.pool.available <= before
-        self.held.append(pages)
+        self.held.append(pages[first:])
 
     @rule(pick=st.integers(0, 100))
     def release(self, pick):

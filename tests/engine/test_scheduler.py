@@ -25,15 +25,15 @@ requests = st.tuples(
 @given(
     st.lists(requests, min_size=1, max_size=9), st.integers(0, 1), st.integers(11, 24), st.integers(1, 5),
     st.sampled_from([(4, 4), (4, 8), (4, 3), (2, 16), (8, 1)]), st.booleans(), st.booleans(),
-    st.sets(st.integers(0, 25), max_size=2), st.sampled_from([1, 1, 2, 5]),
+    st.sets(st.integers(0, 25), max_size=2), st.sampled_from([1, 1, 2, 5]), st.sampled_from([None, None, 1, 6, 9]),
 )  # fmt: skip
 def test_every_schedule_gives_the_tokens_of_a_lone_run(
-    wanted, ahead, pages, slots, sizes, chunked, caching, failing, steps
+    wanted, ahead, pages, slots, sizes, chunked, caching, failing, steps, window
 ):
     block, budget = sizes
     serving = Serving(
         pages=pages, page_size=PAGE, slots=slots, block=block, budget=budget, chunked=chunked, caching=caching,
-        ahead=ahead, steps=steps,
+        ahead=ahead, steps=steps, window=window,
     )  # fmt: skip
     added = {}
     step = 0
@@ -46,14 +46,14 @@ def test_every_schedule_gives_the_tokens_of_a_lone_run(
                 serving.cancel(request)
         serving.fail_step() if step in failing else serving.step()
         assert len(serving.scheduler.running) <= slots
-        held = sum(len(set(s.pages)) for s in serving.scheduler.running)
+        held = sum(len(s.pages) - s.given_up for s in serving.scheduler.running)
         assert serving.pool.available >= serving.pool.capacity - held
         step += 1
         assert step < 3000
     assert serving.pool.available == serving.pool.capacity
     for index, request in added.items():
         prompt, max_tokens, seed, least, _, cancelled = wanted[index]
-        expected = alone(prompt, max_tokens, seed=seed, min_tokens=min(least, max_tokens))
+        expected = alone(prompt, max_tokens, seed=seed, min_tokens=min(least, max_tokens), window=window)
         output = serving.output(request)
         if output.finish_reason is FinishReason.Cancelled:
             assert cancelled is not None and output.tokens == expected[: len(output.tokens)]
@@ -294,3 +294,32 @@ def test_a_plan_can_be_pickled_and_replayed():
     assert plans == serving.runner.plans and any(plan.admissions for plan in plans)
     outputs = [again.dispatch(plan) for plan in plans]
     assert all(isinstance(output, StepOutput) for output in outputs) and again.last == serving.runner.last
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_pages_that_the_window_has_left_serve_others(caching):
+    """With a window of two pages, an answer of ten needs three at a time, and one more while a step is under way."""
+    serving = Serving(pages=12, slots=2, block=PAGE, budget=PAGE, window=2 * PAGE, caching=caching)
+    for seed in (1, 2):
+        serving.add([seed], 10 * PAGE - 1, seed=seed, ignore_eos=True)
+    most = 0
+    while serving.step():
+        most = max(most, *(len(s.pages) - s.given_up for s in serving.scheduler.running), 0)
+    assert most <= 4 and serving.scheduler.preemptions == 0
+    for request in (1, 2):
+        expected = alone([request], 10 * PAGE - 1, seed=request, ends=(), window=2 * PAGE)
+        assert serving.output(request).tokens == expected
+
+
+def test_a_prefix_is_found_by_its_last_window():
+    """The beginning of a long text is gone from the cache, and is not needed to go on from its end."""
+    serving = Serving(pages=10, slots=1, block=PAGE, budget=PAGE, window=PAGE)
+    text = [1 + i % 3 for i in range(6 * PAGE)]
+    serving.add(text, 1, ignore_eos=True)
+    serving.run()
+    oldest = serving.pool.allocate(serving.pool.available - 2)
+    serving.pool.release(oldest)
+    again = serving.add([*text, 2], 1, ignore_eos=True)
+    serving.run()
+    assert serving.output(again).stats.cached_tokens == 6 * PAGE
+    assert serving.output(again).tokens == alone([*text, 2], 1, ends=(), window=PAGE)
