@@ -8,6 +8,7 @@ from cvllm_jax.grammar.spec import (
     JsonSchemaGrammar,
     LarkGrammar,
     RegexGrammar,
+    TextGrammar,
     ToolCallGrammar,
     tool_call_grammar,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "JsonSchemaGrammar",
     "LarkGrammar",
     "RegexGrammar",
+    "TextGrammar",
     "ToolCallGrammar",
     "tool_call_grammar",
 ]

@@ -34,7 +34,7 @@ from cvllm_jax.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["GrammarCompiler", "json_rule"]
+__all__ = ["GrammarCompiler", "complaint", "json_rule"]
 
 MAX_GRAMMAR_BYTES = 1 << 20
 MAX_CACHED = 32
@@ -158,7 +158,7 @@ def json_rule(schema: Json) -> str:
     if not reader.any_order:
         return _json(reader, read)
     options = _options(reader, read)
-    return AnyOrder(reader.definitions, reader.logic, reader.any_order, options, _complaint).expression(read)
+    return AnyOrder(reader.definitions, reader.logic, reader.any_order, options, complaint).expression(read)
 
 
 def _call(grammar: ToolCallGrammar, name: str, arguments: Schema) -> Schema:
@@ -193,7 +193,7 @@ def _options(reader: SchemaReader, schema: Schema) -> dict[str, Json]:
     return options
 
 
-def _complaint(rules: str) -> str:
+def complaint(rules: str) -> str:
     """What the engine says of a grammar that it cannot compile, or nothing."""
     from llguidance import LLMatcher, LLParserLimits
 

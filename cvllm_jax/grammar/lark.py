@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.grammar.spec import ToolCallGrammar
 
-__all__ = ["after_text", "around", "marked", "quoted", "tool_calls"]
+__all__ = ["after_text", "around", "cut", "marked", "quoted", "tool_calls"]
 
 
 def quoted(text: str) -> str:
@@ -32,6 +32,12 @@ def _pieces(text: str, control_tokens: Mapping[str, int]) -> list[str]:
     """The text cut at control tokens, which stand between what is plain text, empty or not."""
     names = sorted((name for name in control_tokens if name in text), key=len, reverse=True)
     return re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+
+
+def cut(text: str, control_tokens: Mapping[str, int]) -> tuple[str, str]:
+    """The text up to the first control token that it spells, and the rest."""
+    plain, *rest = _pieces(text, control_tokens)
+    return plain, "".join(rest)
 
 
 def around(

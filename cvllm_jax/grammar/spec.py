@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cvllm_jax.grammar.errors import GrammarError
 
@@ -16,6 +16,7 @@ __all__ = [
     "JsonSchemaGrammar",
     "LarkGrammar",
     "RegexGrammar",
+    "TextGrammar",
     "ToolCallGrammar",
     "tool_call_grammar",
 ]
@@ -69,6 +70,15 @@ class ToolCallGrammar:
     closing: str
     trigger: str
     not_in_text: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextGrammar:
+    """Texts within an answer: those of a grammar in the engine's Lark dialect, or those that a regular expression in
+    Rust's syntax matches from beginning to end."""
+
+    syntax: Literal["lark", "regex"]
+    definition: str
 
 
 @dataclass(frozen=True, slots=True)

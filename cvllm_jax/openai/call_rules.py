@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvllm_jax.errors import shown
-from cvllm_jax.grammar import GrammarError, ToolCallGrammar, lark, tool_call_grammar
+from cvllm_jax.grammar import GrammarError, TextGrammar, ToolCallGrammar, lark, tool_call_grammar
 from cvllm_jax.grammar.compiler import json_rule
 from cvllm_jax.grammar.json_schema import SchemaReader
 from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.grammar.schema_cases import Members
 from cvllm_jax.grammar.schema_logic import Json, Schema
 from cvllm_jax.grammar.value_rules import NUMBERS, Quotes, ValueRules, not_named, union
+from cvllm_jax.openai.text_calls import text_call
 from cvllm_jax.openai.tool_parsers.argument_types import ArgumentTypes, json_of
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls, NamedCalls, PythonCalls, TaggedCalls
 
@@ -40,8 +41,8 @@ class Calls:
     """The calls that an answer may or must consist of."""
 
     form: CallForm
-    tools: Sequence[tuple[str, dict[str, Any]]]
-    """Names with the schemas of their arguments."""
+    tools: Sequence[tuple[str, dict[str, Any] | TextGrammar]]
+    """Names with the schemas of their arguments, or the grammar of the only one, ``input``."""
     required: bool
     parallel: bool
 
@@ -58,7 +59,7 @@ def call_grammar(calls: Calls, *, at_least_one: bool, not_in_text: str = "") -> 
         form.begin,
         form.separator,
         form.end,
-        calls.tools,
+        [(name, arguments if isinstance(arguments, dict) else {}) for name, arguments in calls.tools],
         at_least_one=at_least_one,
         parallel=calls.parallel,
         opening=form.opening,
@@ -69,20 +70,24 @@ def call_grammar(calls: Calls, *, at_least_one: bool, not_in_text: str = "") -> 
     )
 
 
-def call_rules(form: CallForm, name: str, schema: dict[str, Any], prefix: str, tokens: Mapping[str, int]) -> _Written:
+def call_rules(
+    form: CallForm, name: str, arguments: dict[str, Any] | TextGrammar, prefix: str, tokens: Mapping[str, int]
+) -> _Written:
     """What stands between the form's ``begin`` and ``end`` in a call of the tool ``name``.
 
     Arguments:
-        schema: of the arguments.
+        arguments: their schema, or the grammar of the only one.
         prefix: what the names of the rules begin with.
         tokens: ids of control tokens by their text.
 
     Raises:
-        GrammarError: the schema is invalid, or has what this format cannot have; the message names the keyword.
+        GrammarError: the schema or grammar is invalid, or has what this format cannot have; the message names it.
     """
-    schema = {"type": "object", **schema}
     if not re.fullmatch(form.names, name):
         raise GrammarError(f"the name {shown(name)} cannot be written in this model's format of calls")
+    if isinstance(arguments, TextGrammar):
+        return text_call(form, name, arguments, tokens), ""
+    schema = {"type": "object", **arguments}
     match form:
         case JsonCalls():
             before = f'{{"{form.name_key}": {json.dumps(name, ensure_ascii=False)}, "{form.arguments_key}": '

@@ -15,6 +15,7 @@ from cvllm_jax.grammar import (
     JsonSchemaGrammar,
     LarkGrammar,
     RegexGrammar,
+    TextGrammar,
     ToolCallGrammar,
 )
 from cvllm_jax.openai.answer_rules import ContentGrammar, Thinking, answer_grammar, harmony_grammar
@@ -24,7 +25,14 @@ from cvllm_jax.openai.model_format import ModelFormat
 from cvllm_jax.openai.reasoning.tags import TaggedReasoning
 from cvllm_jax.openai.tool_parsers.call_form import CallForm, JsonCalls
 from cvllm_jax.openai.tool_plan import ToolPlan
-from cvllm_jax.openai.types import ChatCompletionRequest, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs, Tool
+from cvllm_jax.openai.types import (
+    ChatCompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    StructuredOutputs,
+    TextFunction,
+    Tool,
+)
 
 __all__ = ["Constraint", "constrain"]
 
@@ -135,7 +143,7 @@ def _calls(request: ChatCompletionRequest, plan: ToolPlan, form: ModelFormat) ->
     return Calls(
         form=written,
         tools=[
-            (tool.function.name, _parameters(tool, (request.tools or []).index(tool), written))
+            (tool.function.name, _arguments(tool, (request.tools or []).index(tool), written))
             for tool in plan.callable
         ],
         required=plan.required,
@@ -159,8 +167,11 @@ def _call_form(form: ModelFormat, *, required: bool) -> CallForm:
     return written
 
 
-def _parameters(tool: Tool, index: int, form: CallForm) -> dict[str, Any]:
-    """The schema of a tool's arguments, which is checked here, where an error can name the tool."""
+def _arguments(tool: Tool, index: int, form: CallForm) -> dict[str, Any] | TextGrammar:
+    """The schema of a tool's arguments, or the grammar of the only one; checked here, where an error can name the tool.
+    """
+    if isinstance(tool.function, TextFunction):
+        return _input_grammar(tool.function, form)
     schema = tool.function.parameters
     if schema is None:
         schema = {"type": "object", "additionalProperties": False}
@@ -174,6 +185,17 @@ def _parameters(tool: Tool, index: int, form: CallForm) -> dict[str, Any]:
             code="invalid_function_parameters",
         ) from None
     return schema
+
+
+def _input_grammar(function: TextFunction, form: CallForm) -> TextGrammar:
+    try:
+        call_rules(form, function.name, function.grammar, "t", {})
+    except (GrammarError, RecursionError) as error:
+        reason = error if isinstance(error, GrammarError) else "it is nested too deep"
+        raise RequestError(
+            f"Invalid grammar for custom tool '{function.name}': {reason}.", param="tools", code="invalid_grammar"
+        ) from None
+    return function.grammar
 
 
 def _grammar(
@@ -206,6 +228,7 @@ def _grammar(
 def _plain_calls(calls: Calls) -> ToolCallGrammar | None:
     form = calls.form
     is_plain = isinstance(form, JsonCalls) and form.notation is None
+    is_plain = is_plain and all(isinstance(arguments, dict) for _, arguments in calls.tools)
     return call_grammar(calls, at_least_one=calls.required) if is_plain else None
 
 

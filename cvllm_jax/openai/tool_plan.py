@@ -8,7 +8,14 @@ from typing import Any
 
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.model_format import ModelFormat
-from cvllm_jax.openai.types import AllowedTools, ChatCompletionRequest, Tool, ToolReference
+from cvllm_jax.openai.types import (
+    AllowedTools,
+    ChatCompletionRequest,
+    FunctionDefinition,
+    TextFunction,
+    Tool,
+    ToolReference,
+)
 
 __all__ = ["ToolPlan", "plan_tools"]
 
@@ -18,7 +25,7 @@ class ToolPlan:
     """Which tools the model sees and which it may or must call."""
 
     shown: Sequence[Tool] = ()
-    """In the prompt."""
+    """In the prompt: all tools, so that turns which allow others begin with the same tokens."""
     callable: Sequence[Tool] = ()
     """Those that the model may call. Without any, its text is looked at for no calls."""
     required: bool = False
@@ -33,7 +40,7 @@ class ToolPlan:
     @property
     def constrained(self) -> bool:
         """Whether calls must be right as they are written, by a grammar."""
-        return self.required or self.limited or any(tool.function.strict for tool in self.callable)
+        return self.required or self.limited or any(_is_exact(tool.function) for tool in self.callable)
 
     @property
     def ends_with_call(self) -> bool:
@@ -84,16 +91,19 @@ def plan_tools(request: ChatCompletionRequest, form: ModelFormat) -> ToolPlan:
             param="tools",
             code="unsupported_parameter",
         )
-    callable_tools = Tool.filter_by_names(tools, names)
-    limited = isinstance(choice, AllowedTools)
     return ToolPlan(
-        shown=callable_tools if limited else tools,
-        callable=callable_tools,
+        shown=tools,
+        callable=Tool.filter_by_names(tools, names),
         required=mode == "required",
         named=isinstance(choice, ToolReference),
-        limited=limited,
+        limited=isinstance(choice, AllowedTools),
         parallel=request.parallel_tool_calls is not False and not isinstance(choice, ToolReference),
     )
+
+
+def _is_exact(function: FunctionDefinition) -> bool:
+    """Whether calls that the model makes on its own follow the definition exactly."""
+    return bool(function.strict) or isinstance(function, TextFunction)
 
 
 def _check(tools: Sequence[Tool]) -> None:

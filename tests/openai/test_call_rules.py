@@ -9,7 +9,7 @@ import pytest
 from answers import random_answer, takes
 from vocabularies import byte_level, end_of
 
-from cvllm_jax.grammar import GrammarError, JsonSchemaGrammar
+from cvllm_jax.grammar import GrammarError, JsonSchemaGrammar, LarkGrammar, TextGrammar
 from cvllm_jax.grammar.compiler import GrammarCompiler
 from cvllm_jax.openai import get_tool_parser
 from cvllm_jax.openai.answer_rules import answer_grammar
@@ -249,3 +249,39 @@ def test_a_response_template_that_can_be_read_only(compiler):
     form = ResponseTemplateParser(GOLDEN["templates"]["dialect"]).call_form("")
     with pytest.raises(GrammarError, match="the name 'get-it' cannot be written"):
         answer_grammar(None, Calls(form=form, tools=[("get-it", {})], required=True, parallel=True), None, {})
+
+
+TEXTS = {
+    "regex": TextGrammar("regex", r'^[a-c"<]{2,4}\n?$'),
+    "lark": TextGrammar("lark", 'start: line{1,3} "end"?\nline: /[^\\n]{0,5}/ LF\n%import common.LF'),
+    "sums": TextGrammar("lark", 'start: NUMBER (SIGN NUMBER)*\nSIGN: "+" | "\\"" | "<"\nNUMBER: /[0-9]+/'),
+}
+
+
+@pytest.mark.parametrize(("form", "grammar"), list(product([*FORMS, *TEMPLATES], TEXTS)), ids=str)
+def test_texts_of_a_grammar_by_chance(compiler, tokenizer, form, grammar):
+    """A custom tool's input is read as a text of its grammar, in calls that are required and in calls amid text."""
+    source = TEXTS[grammar]
+    alone = compiler.compile(
+        LarkGrammar(source.definition if source.syntax == "lark" else f"start: /{source.definition.strip('^$')}/")
+    )
+    if form in FORMS:
+        parser, begin = get_tool_parser(form[0]), FORMS[form]
+        written = parser.call_form(form[1])
+    else:
+        parser, begin = ResponseTemplateParser(GOLDEN["templates"][form]), TEMPLATES[form]
+        written = parser.call_form("")
+    schema = {"type": "object", "required": ["input"], "properties": {"input": {"type": "string"}}}
+    count = 0
+    for required in (True, False) if begin else (True,):
+        compiled = compiler.compile(grammar_of(written, source, required=required))
+        for seed in range(8):
+            text = random_answer(compiled, tokenizer, seed, limit=900, ends=ENDS, begin="" if required else begin)
+            if text is None:
+                continue
+            calls = found_in(parser, schema, text)[1]
+            assert calls
+            for call in calls:
+                count += 1
+                assert takes(alone, tokenizer, json.loads(call.arguments)["input"]), text
+    assert count

@@ -32,7 +32,7 @@ from cvllm_jax.openai.types.response import (
     Usage,
     merge_tool_call_delta,
 )
-from cvllm_jax.openai.types.tools import AllowedTools, FunctionDefinition, Tool, ToolChoice, ToolReference
+from cvllm_jax.openai.types.tools import AllowedTools, FunctionDefinition, TextFunction, Tool, ToolChoice, ToolReference
 
 __all__ = [
     "AllowedTools",
@@ -58,6 +58,7 @@ __all__ = [
     "StreamOptions",
     "StructuredOutputs",
     "TextFormat",
+    "TextFunction",
     "TokenLogprob",
     "Tool",
     "ToolCall",

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, RootModel
 
+from cvllm_jax.grammar import TextGrammar
 from cvllm_jax.openai.mcp_types import mcp_field
 from cvllm_jax.openai.types.fields import OPEN, STRICT, optional
 
-__all__ = ["AllowedTools", "FunctionDefinition", "Tool", "ToolChoice", "ToolName", "ToolReference"]
+__all__ = ["AllowedTools", "FunctionDefinition", "TextFunction", "Tool", "ToolChoice", "ToolName", "ToolReference"]
 
 # OpenAI's pattern with what MCP servers put into names beside it
 type ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]+$", max_length=128)]
@@ -45,6 +46,15 @@ class FunctionDefinition(BaseModel):
 
     def _with(self, **fields: Any) -> Self:
         return type(self)(**{**dict(self), **fields})
+
+
+class TextFunction(FunctionDefinition):
+    """A function of one string, ``input``, which calls that the model makes on its own follow the grammar of, too.
+
+    Its JSON is that of any function: the grammar is for whoever makes requests within the process.
+    """
+
+    grammar: Annotated[TextGrammar, Field(exclude=True)]
 
 
 class Tool(BaseModel):

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_serializer
 
-from cvllm_jax.openai.types import FunctionDefinition
+from cvllm_jax.grammar import TextGrammar
+from cvllm_jax.openai.types import FunctionDefinition, TextFunction
 from cvllm_jax.openai.types import Tool as ChatTool
 from cvllm_jax.openai.types.fields import STRICT, optional
 from cvllm_jax.openai.types.tools import ToolName
@@ -88,15 +89,21 @@ class CustomTool(BaseModel):
     format: Annotated[TextInput | GrammarInput, Field(discriminator="type")] = TextInput()
 
     def chat_tool(self) -> ChatTool:
-        """A function of one string, ``input``: what models know."""
-        parameters = {
+        """A function of one string, ``input``: what models know. They are shown the grammar that it follows."""
+        text = {"type": "string"}
+        fields: dict[str, Any] = {"name": self.name, "description": self.description}
+        if isinstance(self.format, GrammarInput):
+            grammar = TextGrammar(self.format.syntax, self.format.definition)
+            kind = "Lark grammar" if grammar.syntax == "lark" else "regular expression"
+            text["description"] = f"A text of this {kind}:\n{grammar.definition}"
+            fields["grammar"] = grammar
+        fields["parameters"] = {
             "type": "object",
-            "properties": {"input": {"type": "string"}},
+            "properties": {"input": text},
             "required": ["input"],
             "additionalProperties": False,
         }
-        definition = FunctionDefinition(name=self.name, description=self.description, parameters=parameters)
-        return ChatTool(function=definition)
+        return ChatTool(function=TextFunction(**fields) if "grammar" in fields else FunctionDefinition(**fields))
 
 
 class ToolFilter(BaseModel):
