@@ -9,25 +9,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "cvllm_jax.responses.agent": ("run_agent",),
-    "cvllm_jax.responses.agent_types": (
+    "cvllm_jax.responses.agent.loop": ("run_agent",),
+    "cvllm_jax.responses.agent.types": (
         "AgentEnded", "AgentEnding", "AgentEvent", "AgentTask", "AgentTool", "Approval", "CallArguments",
         "CallStarted", "ReasoningPiece", "TextPiece", "ToolEnded", "ToolOutcome", "ToolStarted", "TurnEnded",
         "TurnStarted",
     ),
-    "cvllm_jax.responses.conversation": (
+    "cvllm_jax.responses.session.conversation": (
         "ConversationResult", "ConversationStep", "ConversationStream", "ToolCallResult",
     ),
-    "cvllm_jax.responses.functions": ("function_tool",),
-    "cvllm_jax.responses.options": ("ConversationOptions", "SessionConfig"),
-    "cvllm_jax.responses.session": ("ResponsesSession", "ResponsesSessionBuilder"),
-    "cvllm_jax.responses.tools": ("McpAgentTool",),
+    "cvllm_jax.responses.agent.functions": ("function_tool",),
+    "cvllm_jax.responses.session.options": ("ConversationOptions", "SessionConfig"),
+    "cvllm_jax.responses.config": ("ResponsesConfig",),
+    "cvllm_jax.responses.conversations": ("Conversations",),
+    "cvllm_jax.responses.creation": ("LocalChains",),
+    "cvllm_jax.responses.service": ("ResponseStream", "ResponsesService"),
+    "cvllm_jax.responses.store": ("ResponseStore", "StoreLimits"),
+    "cvllm_jax.responses.session.session": ("ResponsesSession", "ResponsesSessionBuilder"),
+    "cvllm_jax.responses.agent.mcp_tools": ("McpAgentTool",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from cvllm_jax.responses.agent import run_agent
-    from cvllm_jax.responses.agent_types import (
+    from cvllm_jax.responses.agent.functions import function_tool
+    from cvllm_jax.responses.agent.loop import run_agent
+    from cvllm_jax.responses.agent.mcp_tools import McpAgentTool
+    from cvllm_jax.responses.agent.types import (
         AgentEnded,
         AgentEnding,
         AgentEvent,
@@ -44,16 +51,19 @@ if TYPE_CHECKING:
         TurnEnded,
         TurnStarted,
     )
-    from cvllm_jax.responses.conversation import (
+    from cvllm_jax.responses.config import ResponsesConfig
+    from cvllm_jax.responses.conversations import Conversations
+    from cvllm_jax.responses.creation import LocalChains
+    from cvllm_jax.responses.service import ResponsesService, ResponseStream
+    from cvllm_jax.responses.session.conversation import (
         ConversationResult,
         ConversationStep,
         ConversationStream,
         ToolCallResult,
     )
-    from cvllm_jax.responses.functions import function_tool
-    from cvllm_jax.responses.options import ConversationOptions, SessionConfig
-    from cvllm_jax.responses.session import ResponsesSession, ResponsesSessionBuilder
-    from cvllm_jax.responses.tools import McpAgentTool
+    from cvllm_jax.responses.session.options import ConversationOptions, SessionConfig
+    from cvllm_jax.responses.session.session import ResponsesSession, ResponsesSessionBuilder
+    from cvllm_jax.responses.store import ResponseStore, StoreLimits
 
 __all__ = [
     "AgentEnded",
@@ -68,11 +78,18 @@ __all__ = [
     "ConversationResult",
     "ConversationStep",
     "ConversationStream",
+    "Conversations",
+    "LocalChains",
     "McpAgentTool",
     "ReasoningPiece",
+    "ResponseStore",
+    "ResponseStream",
+    "ResponsesConfig",
+    "ResponsesService",
     "ResponsesSession",
     "ResponsesSessionBuilder",
     "SessionConfig",
+    "StoreLimits",
     "TextPiece",
     "ToolCallResult",
     "ToolEnded",

@@ -9,10 +9,10 @@ from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.types import Message
 from cvllm_jax.responses.creation import chat_request
 from cvllm_jax.responses.errors import in_words_of_responses
-from cvllm_jax.responses.ids import new_id
-from cvllm_jax.responses.input_items import identified
-from cvllm_jax.responses.opaque import encode_compaction
-from cvllm_jax.responses.transcript import read_transcript
+from cvllm_jax.responses.items.ids import new_id
+from cvllm_jax.responses.items.input_items import identified
+from cvllm_jax.responses.items.opaque import encode_compaction
+from cvllm_jax.responses.items.transcript import read_transcript
 from cvllm_jax.responses.truncation import fitted
 from cvllm_jax.responses.types import (
     CompactedResponse,

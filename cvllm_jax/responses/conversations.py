@@ -12,9 +12,9 @@ from cvllm_jax.openai.types.fields import OPEN
 from cvllm_jax.openai.unsupported import log_unknown_names
 from cvllm_jax.openai.validation import describe_error
 from cvllm_jax.responses.errors import NotFoundError, api_errors
-from cvllm_jax.responses.ids import new_id
-from cvllm_jax.responses.inclusion import check_include, including
-from cvllm_jax.responses.input_items import identified
+from cvllm_jax.responses.items.ids import new_id
+from cvllm_jax.responses.items.inclusion import check_include, including
+from cvllm_jax.responses.items.input_items import identified
 from cvllm_jax.responses.store import ItemPage, Order, StoredConversation
 from cvllm_jax.responses.types import Conversation, Deleted, Item, ItemList, ItemReference, Metadata
 

@@ -14,18 +14,18 @@ from cvllm_jax.mcp import McpTool
 from cvllm_jax.openai.adapter import OpenAIAdapter
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.types import ChatCompletionRequest, Message
-from cvllm_jax.responses.agent import run_agent
-from cvllm_jax.responses.agent_types import AgentEnded, AgentEnding, AgentEvent, AgentTask
+from cvllm_jax.responses.agent.loop import run_agent
+from cvllm_jax.responses.agent.types import AgentEnded, AgentEnding, AgentEvent, AgentTask
 from cvllm_jax.responses.config import ResponsesConfig
 from cvllm_jax.responses.errors import error_details, in_words_of_responses, response_error
+from cvllm_jax.responses.items.tool_targets import ClientTarget, McpTarget, ToolTarget
+from cvllm_jax.responses.items.transcript import Transcript, read_transcript
+from cvllm_jax.responses.items.writer import Writer
 from cvllm_jax.responses.run import Publish, Run
 from cvllm_jax.responses.servers import RequestServers
-from cvllm_jax.responses.tool_targets import ClientTarget, McpTarget, ToolTarget
 from cvllm_jax.responses.toolset import Toolset, allowed_listing
-from cvllm_jax.responses.transcript import Transcript, read_transcript
 from cvllm_jax.responses.truncation import fitted
 from cvllm_jax.responses.types import EXTENSIONS, ErrorEvent, Item, Response, ResponseEvent, ResponseRequest
-from cvllm_jax.responses.writer import Writer
 
 if TYPE_CHECKING:
     from cvllm_jax.responses.keeping import Keeper

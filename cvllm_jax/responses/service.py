@@ -12,20 +12,20 @@ from pydantic import TypeAdapter
 from cvllm_jax.mcp import McpServers, UrlPolicy
 from cvllm_jax.openai.adapter import OpenAIAdapter
 from cvllm_jax.openai.errors import RequestError
+from cvllm_jax.responses.agent.mcp_tools import list_mcp_tools
 from cvllm_jax.responses.compaction import compact
 from cvllm_jax.responses.config import ResponsesConfig
 from cvllm_jax.responses.conversations import item_list
 from cvllm_jax.responses.creation import Context, Creation, LocalChains, chat_request, size_of
 from cvllm_jax.responses.errors import NotFoundError, api_errors, in_words_of_responses
-from cvllm_jax.responses.ids import new_id
-from cvllm_jax.responses.inclusion import check_include, including
-from cvllm_jax.responses.input_items import identified
+from cvllm_jax.responses.items.ids import new_id
+from cvllm_jax.responses.items.inclusion import check_include, including
+from cvllm_jax.responses.items.input_items import identified
+from cvllm_jax.responses.items.transcript import read_transcript
 from cvllm_jax.responses.keeping import Keeper
 from cvllm_jax.responses.servers import RequestServers
 from cvllm_jax.responses.store import Order, StoredResponse
-from cvllm_jax.responses.tools import list_mcp_tools
 from cvllm_jax.responses.toolset import Toolset, allowed_listing
-from cvllm_jax.responses.transcript import read_transcript
 from cvllm_jax.responses.types import (
     CompactedResponse,
     Deleted,

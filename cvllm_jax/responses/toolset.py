@@ -9,8 +9,8 @@ from cvllm_jax.mcp import McpTool, unique_names
 from cvllm_jax.openai.errors import RequestError
 from cvllm_jax.openai.types import Tool, ToolCall
 from cvllm_jax.openai.types import ToolChoice as ChatToolChoice
-from cvllm_jax.responses.agent_types import AgentTool, Approval
-from cvllm_jax.responses.tools import McpAgentTool, ToolServers, mcp_agent_tools
+from cvllm_jax.responses.agent.mcp_tools import McpAgentTool, ToolServers, mcp_agent_tools
+from cvllm_jax.responses.agent.types import AgentTool, Approval
 from cvllm_jax.responses.types import (
     AllowedTools,
     CustomChoice,

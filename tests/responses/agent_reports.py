@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from cvllm_jax.openai import FunctionCall, Message, TokenLogprob, ToolCall, TopTokenLogprob, Usage
-from cvllm_jax.responses.agent_types import (
+from cvllm_jax.responses.agent.types import (
     AgentEnded,
     AgentEnding,
     CallArguments,
@@ -20,9 +20,9 @@ from cvllm_jax.responses.agent_types import (
     TurnEnded,
     TurnStarted,
 )
-from cvllm_jax.responses.tool_targets import McpTarget
+from cvllm_jax.responses.items.tool_targets import McpTarget
+from cvllm_jax.responses.items.writer import Writer
 from cvllm_jax.responses.types import Response, ResponseRequest
-from cvllm_jax.responses.writer import Writer
 
 TARGETS = {
     "lookup": "function",

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from cvllm_jax.openai import ChatCompletionRequest, FunctionDefinition, Message, Tool
-from cvllm_jax.responses.agent_types import AgentTask, AgentTool, ToolOutcome
+from cvllm_jax.responses.agent.types import AgentTask, AgentTool, ToolOutcome
 
 #: What the scripted model's chat template is.
 CHATML = (Path(__file__).parents[2] / "cvllm_jax" / "testing" / "chatml.jinja").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from stub_engine import Script, StubEngine
 from cvllm_jax.errors import McpToolExecutionError
 from cvllm_jax.openai import FunctionCall, Message, OpenAIAdapter, RequestError, ToolCall, ToolChoice
 from cvllm_jax.openai.prompt import check_tool_turns, template_messages
-from cvllm_jax.responses.agent import run_agent
-from cvllm_jax.responses.agent_types import (
+from cvllm_jax.responses.agent.loop import run_agent
+from cvllm_jax.responses.agent.types import (
     AgentEnded,
     AgentEnding,
     Approval,

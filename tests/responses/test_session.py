@@ -36,9 +36,7 @@ TASK = (
     "Read the README.md file, summarize it, create a GitHub issue with the summary, "
     "and post a message in the #dev Slack channel."
 )
-OPTIONS = (
-    ConversationOptions().with_max_turns(20).with_allowed_tools(["read_file", "create_issue", "post_message"])
-)
+OPTIONS = ConversationOptions().with_max_turns(20).with_allowed_tools(["read_file", "create_issue", "post_message"])
 ODD = ConversationOptions(allowed_tools=["slow", "fail", "large"])
 
 

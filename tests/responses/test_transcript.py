@@ -11,13 +11,13 @@ from pydantic import TypeAdapter
 
 from cvllm_jax.openai import RequestError
 from cvllm_jax.openai.prompt import template_messages
-from cvllm_jax.responses.opaque import (
+from cvllm_jax.responses.items.opaque import (
     decode_compaction,
     decode_reasoning,
     encode_compaction,
     encode_reasoning,
 )
-from cvllm_jax.responses.transcript import messages_of, read_transcript
+from cvllm_jax.responses.items.transcript import messages_of, read_transcript
 from cvllm_jax.responses.types import Item
 
 ITEMS = TypeAdapter(list[Item])

@@ -16,8 +16,8 @@ from openresponses_types import CompactResource, ErrorStreamingEvent, ResponseRe
 from pydantic import TypeAdapter
 
 from cvllm_jax.openai import McpTool, RequestError
-from cvllm_jax.responses.input_items import identified
-from cvllm_jax.responses.opaque import encode_compaction
+from cvllm_jax.responses.items.input_items import identified
+from cvllm_jax.responses.items.opaque import encode_compaction
 from cvllm_jax.responses.types import (
     CompactedResponse,
     Compaction,

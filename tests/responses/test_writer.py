@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from stream_lint import lint_responses
 
 from cvllm_jax.openai import FunctionCall, McpTool, Message, ToolCall
-from cvllm_jax.responses.agent_types import (
+from cvllm_jax.responses.agent.types import (
     AgentEnded,
     AgentEnding,
     CallArguments,
@@ -26,7 +26,7 @@ from cvllm_jax.responses.agent_types import (
     TurnEnded,
     TurnStarted,
 )
-from cvllm_jax.responses.opaque import decode_reasoning
+from cvllm_jax.responses.items.opaque import decode_reasoning
 from cvllm_jax.responses.types import McpApprovalRequest, ResponseError, ResponseEvent
 
 SDK_EVENT = TypeAdapter(ResponseStreamEvent)

@@ -60,7 +60,7 @@ class Reasoning(BaseModel):
     """The same text once more, where the client asked for no reasoning: see :class:`~cvllm_jax.responses.Writer`."""
     content: list[ReasoningText] | None = optional()
     encrypted_content: str | None = optional()
-    """For clients that keep the conversation themselves: see :mod:`cvllm_jax.responses.opaque`."""
+    """For clients that keep the conversation themselves: see :mod:`cvllm_jax.responses.items.opaque`."""
 
 
 class FunctionCall(BaseModel):
@@ -188,7 +188,7 @@ class McpApprovalResponse(BaseModel):
 
 
 class Compaction(BaseModel):
-    """A part of the conversation in short: see :mod:`cvllm_jax.responses.opaque`."""
+    """A part of the conversation in short: see :mod:`cvllm_jax.responses.items.opaque`."""
 
     model_config = OPEN
 

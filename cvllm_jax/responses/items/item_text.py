@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cvllm_jax.responses.opaque import decode_reasoning
+from cvllm_jax.responses.items.opaque import decode_reasoning
 from cvllm_jax.responses.types import ContentPart, Reasoning, Refusal
 
 __all__ = ["error_text", "part_text", "reasoning_text"]

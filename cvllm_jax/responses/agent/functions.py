@@ -16,8 +16,8 @@ from pydantic_core import ArgsKwargs, ErrorDetails, to_json
 
 from cvllm_jax.errors import ConfigError, Error, shown
 from cvllm_jax.openai.types import FunctionDefinition, Tool, ToolCall
-from cvllm_jax.responses.agent_types import AgentTool, ToolOutcome
-from cvllm_jax.responses.calls import failed
+from cvllm_jax.responses.agent.calls import failed
+from cvllm_jax.responses.agent.types import AgentTool, ToolOutcome
 
 __all__ = ["function_tool"]
 

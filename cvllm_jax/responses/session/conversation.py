@@ -11,7 +11,7 @@ from typing import Self
 
 from cvllm_jax.errors import OtherError
 from cvllm_jax.openai.types import FinishReasonName, FunctionCall, Message, ToolCall, Usage
-from cvllm_jax.responses.agent_types import (
+from cvllm_jax.responses.agent.types import (
     AgentEnded,
     AgentEnding,
     AgentEvent,

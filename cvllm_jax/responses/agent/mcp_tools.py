@@ -10,7 +10,7 @@ from typing import Protocol
 from cvllm_jax.errors import ConfigError, shown
 from cvllm_jax.mcp import McpTool, McpToolCall, McpToolResult, unique_names
 from cvllm_jax.openai.types import Message, Tool, ToolCall
-from cvllm_jax.responses.agent_types import AgentTool, ToolOutcome, ToolRunner
+from cvllm_jax.responses.agent.types import AgentTool, ToolOutcome, ToolRunner
 
 __all__ = ["McpAgentTool", "ToolServers", "list_mcp_tools", "mcp_agent_tools", "select_tools"]
 

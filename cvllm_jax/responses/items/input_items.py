@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cvllm_jax.responses.ids import new_id
+from cvllm_jax.responses.items.ids import new_id
 from cvllm_jax.responses.types import InputText, Item, MessageItem, OutputText
 
 __all__ = ["identified"]

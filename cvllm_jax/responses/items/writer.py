@@ -9,7 +9,7 @@ from typing import Any
 from cvllm_jax.errors import OtherError
 from cvllm_jax.openai.mcp_types import McpTool
 from cvllm_jax.openai.types import TokenLogprob, ToolCall
-from cvllm_jax.responses.agent_types import (
+from cvllm_jax.responses.agent.types import (
     AgentEnded,
     AgentEnding,
     AgentEvent,
@@ -22,8 +22,8 @@ from cvllm_jax.responses.agent_types import (
     TurnEnded,
     TurnStarted,
 )
-from cvllm_jax.responses.ids import ItemIds
-from cvllm_jax.responses.item_writers import (
+from cvllm_jax.responses.items.ids import ItemIds
+from cvllm_jax.responses.items.item_writers import (
     ApprovalRequestWriter,
     CustomCallWriter,
     End,
@@ -34,7 +34,7 @@ from cvllm_jax.responses.item_writers import (
     MessageWriter,
     ReasoningWriter,
 )
-from cvllm_jax.responses.tool_targets import ClientTarget, HeldCall, McpTarget, ToolTarget
+from cvllm_jax.responses.items.tool_targets import ClientTarget, HeldCall, McpTarget, ToolTarget
 from cvllm_jax.responses.types import (
     IncompleteDetails,
     Item,

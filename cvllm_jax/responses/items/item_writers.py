@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from cvllm_jax.openai.mcp_types import McpTool
 from cvllm_jax.openai.types import TokenLogprob
-from cvllm_jax.responses.agent_types import ToolOutcome
-from cvllm_jax.responses.custom_input import CustomInput
-from cvllm_jax.responses.opaque import encode_reasoning
-from cvllm_jax.responses.tool_targets import ClientTarget
+from cvllm_jax.responses.agent.types import ToolOutcome
+from cvllm_jax.responses.items.custom_input import CustomInput
+from cvllm_jax.responses.items.opaque import encode_reasoning
+from cvllm_jax.responses.items.tool_targets import ClientTarget
 from cvllm_jax.responses.types import (
     ContentPartAdded,
     ContentPartDone,

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from cvllm_jax.errors import Error, McpToolExecutionError
 from cvllm_jax.openai.types import Message, ToolCall
-from cvllm_jax.responses.agent_types import (
+from cvllm_jax.responses.agent.types import (
     AgentTask,
     AgentTool,
     Approval,

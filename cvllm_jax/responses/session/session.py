@@ -16,12 +16,12 @@ from cvllm_jax.mcp import McpServerConfig, McpServers, load_mcp_config
 from cvllm_jax.mcp.background import background_loop, run_on
 from cvllm_jax.openai.adapter import AdapterConfig, OpenAIAdapter, model_sampling_defaults
 from cvllm_jax.openai.types import Message, ToolCall
-from cvllm_jax.responses.agent import run_agent
-from cvllm_jax.responses.agent_types import AgentEvent, AgentTask, AgentTool
-from cvllm_jax.responses.conversation import ConversationRecorder, ConversationResult, ConversationStream
-from cvllm_jax.responses.functions import function_tool
-from cvllm_jax.responses.options import ConversationOptions, SessionConfig
-from cvllm_jax.responses.tools import McpAgentTool, list_mcp_tools, mcp_agent_tools, select_tools
+from cvllm_jax.responses.agent.functions import function_tool
+from cvllm_jax.responses.agent.loop import run_agent
+from cvllm_jax.responses.agent.mcp_tools import McpAgentTool, list_mcp_tools, mcp_agent_tools, select_tools
+from cvllm_jax.responses.agent.types import AgentEvent, AgentTask, AgentTool
+from cvllm_jax.responses.session.conversation import ConversationRecorder, ConversationResult, ConversationStream
+from cvllm_jax.responses.session.options import ConversationOptions, SessionConfig
 
 if TYPE_CHECKING:
     from cvllm_jax.engine.engine import InferenceEngine

@@ -13,7 +13,7 @@ from cvllm_jax.errors import ConfigError, shown
 from cvllm_jax.mcp import McpServerConfig
 from cvllm_jax.openai.adapter import AdapterConfig
 from cvllm_jax.openai.types import ChatCompletionRequest, Message, ResponseFormat, ToolChoice
-from cvllm_jax.responses.agent_types import ApprovalPolicy
+from cvllm_jax.responses.agent.types import ApprovalPolicy
 
 if TYPE_CHECKING:
     from cvllm_jax.engine.engine import InferenceEngine
@@ -104,9 +104,7 @@ class ConversationOptions:
         if self.allowed_tools is not None:
             names = self.allowed_tools
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-                raise ConfigError(
-                    f"allowed_tools must be a list of names, not {shown(names)}", param="allowed_tools"
-                )
+                raise ConfigError(f"allowed_tools must be a list of names, not {shown(names)}", param="allowed_tools")
 
     def chat(self, messages: Sequence[Message]) -> ChatCompletionRequest:
         """A turn's request; raises RequestError for messages or options that are none."""

@@ -14,7 +14,7 @@ from cvllm_jax.openai.types import (
     Usage,
     merge_tool_call_delta,
 )
-from cvllm_jax.responses.agent_types import AgentEvent, CallArguments, CallStarted, ReasoningPiece, TextPiece
+from cvllm_jax.responses.agent.types import AgentEvent, CallArguments, CallStarted, ReasoningPiece, TextPiece
 
 __all__ = ["TurnReader"]
 

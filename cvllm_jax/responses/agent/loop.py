@@ -22,9 +22,9 @@ from cvllm_jax.openai.types import (
     ToolReference,
     Usage,
 )
-from cvllm_jax.responses.agent_types import AgentEnded, AgentEnding, AgentEvent, AgentTask, TurnEnded, TurnStarted
-from cvllm_jax.responses.calls import CallRunner
-from cvllm_jax.responses.turn import TurnReader
+from cvllm_jax.responses.agent.calls import CallRunner
+from cvllm_jax.responses.agent.turn import TurnReader
+from cvllm_jax.responses.agent.types import AgentEnded, AgentEnding, AgentEvent, AgentTask, TurnEnded, TurnStarted
 
 __all__ = ["run_agent"]
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import get_args
 
 from cvllm_jax.openai.errors import RequestError
-from cvllm_jax.responses.item_text import reasoning_text
-from cvllm_jax.responses.opaque import encode_reasoning
+from cvllm_jax.responses.items.item_text import reasoning_text
+from cvllm_jax.responses.items.opaque import encode_reasoning
 from cvllm_jax.responses.types import Includable, Item, Reasoning
 
 __all__ = ["check_include", "including"]

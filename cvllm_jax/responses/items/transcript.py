@@ -12,9 +12,9 @@ from cvllm_jax.openai.mcp_types import McpTool
 from cvllm_jax.openai.types import ContentPart as ChatPart
 from cvllm_jax.openai.types import FunctionCall as ChatFunctionCall
 from cvllm_jax.openai.types import Message, ToolCall
-from cvllm_jax.responses.ids import call_id_of, turn_of
-from cvllm_jax.responses.item_text import error_text, part_text, reasoning_text
-from cvllm_jax.responses.opaque import decode_compaction
+from cvllm_jax.responses.items.ids import call_id_of, turn_of
+from cvllm_jax.responses.items.item_text import error_text, part_text, reasoning_text
+from cvllm_jax.responses.items.opaque import decode_compaction
 from cvllm_jax.responses.types import (
     Compaction,
     ContentPart,
