@@ -62,12 +62,13 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
             f"{file.path} is one of {parts} parts of a split model, which is not supported: "
             f"merge them with `llama-gguf-split --merge`"
         )
-    architecture = gguf_architectures().get(name)
-    if architecture is None:
-        return {"architectures": [name], "model_type": name}
     read = _Reader(file, name)
-    if read.optional_size("expert_count"):
-        return {"architectures": [f"{name} with experts"], "model_type": name}
+    experts = read.optional_size("expert_count")
+    architecture = gguf_architectures().get((name, experts > 0))
+    if architecture is None:
+        if (name, not experts) in gguf_architectures():
+            name += f" {'with' if experts else 'without'} experts"
+        return {"architectures": [name], "model_type": name}
 
     if read.get("attention.causal") is False:
         return {"architectures": [f"{name} without causal attention"], "model_type": name}
@@ -96,6 +97,10 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     config[architecture.norm_eps] = read.number(f"attention.layer_norm_{rms}epsilon")
     config |= {key: value for key, suffix in architecture.keys.items() if (value := read.get(suffix)) is not None}
     config |= {key: name in tensors for key, name in architecture.flags.items()}
+    if architecture.experts is not None:
+        config |= {architecture.experts: experts, "num_experts_per_tok": read.size("expert_used_count")}
+        hidden = read.optional_size("expert_feed_forward_length")
+        config["moe_intermediate_size"] = hidden or config["intermediate_size"]
     rotated = read.optional_size("rope.dimension_count") or head_dim
     if rotated != head_dim:
         config["partial_rotary_factor"] = rotated / head_dim
@@ -111,11 +116,11 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 
 @cache
-def gguf_architectures() -> Mapping[str, GgufArchitecture]:
-    """What the tables declare, by GGUF name."""
+def gguf_architectures() -> Mapping[tuple[str, bool], GgufArchitecture]:
+    """What the tables declare, by GGUF name and whether there are experts."""
     tables = (importlib.import_module(f"{mappings.__name__}.{m.name}") for m in pkgutil.iter_modules(mappings.__path__))
     declared: list[GgufArchitecture] = [table.GGUF for table in tables if hasattr(table, "GGUF")]
-    return {architecture.name: architecture for architecture in declared}
+    return {(architecture.name, architecture.experts is not None): architecture for architecture in declared}
 
 
 def eos_from_gguf(file: GgufFile, vocab_size: int | None) -> tuple[int, ...]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from cvllm_jax.checkpoints.cache import PreparedWeights
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
-from cvllm_jax.checkpoints.mappings.rules import Interleaved, PerHead, Plus, Rule, Source
+from cvllm_jax.checkpoints.mappings.rules import Rule, Source
+from cvllm_jax.checkpoints.parts import Part, is_vector, parts_of, tensor_names
 from cvllm_jax.checkpoints.quantizing import PackedRows, fitted, quantize_rows
 from cvllm_jax.config import Progress
 from cvllm_jax.errors import ModelLoadError
@@ -35,26 +36,11 @@ _STAGE = "loading weights"
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """One tensor of the checkpoint and the rows of the target that it fills."""
-
-    tensor: str
-    first: int
-    rows: int
-    heads: int = 0
-    """Number of heads whose interleaved rows are put back into halves; 0: rows stay in order."""
-    rotated: int = 0
-    """The first so many rows of each of these heads are interleaved, the others stay in order."""
-    plus: float = 0.0
-    """What is added to every value."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Target:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
     scales: jax.ShapeDtypeStruct | None = None
     """Of a quantised weight: ``[groups, out]``."""
     offsets: bool = False
@@ -137,7 +123,7 @@ def _suffixes(target: _Target) -> tuple[str, ...]:
 def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> dict[str, np.ndarray]:
     """The arrays of one target on the host by their suffixes, aligned and contiguous."""
     array = _aligned_empty(target.shape, target.dtype)
-    vector = array.ndim == 1
+    vector = is_vector(target.name, target.shape)
     grid = array.reshape(-1, 1 if vector else target.shape[-1])
     step = max(1, _BLOCK_NUMBERS // grid.shape[1])
     by_group = {
@@ -146,13 +132,10 @@ def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> 
         if suffix and target.scales is not None
     }
 
-    def convert(job: tuple[_Part, int]) -> None:
+    def convert(job: tuple[Part, int]) -> None:
         part, start = job
         stop = min(start + step, part.rows)
-        if part.heads:
-            where: Any = part.first + _half_order(part)[start:stop]
-        else:
-            where = slice(part.first + start, part.first + stop)
+        where = part.places(start, stop)
         if target.scales is not None:
             packed = _packed(checkpoint, target, part.tensor, start, stop)
             grid[where] = packed.values
@@ -163,7 +146,7 @@ def _fill(checkpoint: Checkpoint, target: _Target, pool: ThreadPoolExecutor) -> 
         if vector:  # to the checkpoint a vector is one row
             block = checkpoint.read(part.tensor).reshape(-1, 1)[start:stop]
         else:
-            block = checkpoint.read(part.tensor, start, stop)
+            block = part.read(checkpoint, start, stop)
         if part.plus:
             block = block.astype(np.float32) + np.float32(part.plus)
         with np.errstate(over="ignore"):  # looked for below
@@ -192,13 +175,6 @@ def _packed(checkpoint: Checkpoint, target: _Target, tensor: str, start: int, st
     return quantize_rows(rows, target.dtype, groups, offsets=target.offsets, scale_dtype=target.scales.dtype)
 
 
-def _half_order(part: _Part) -> np.ndarray:
-    """Where each row of an interleaved tensor goes: a head's row 2j + s to s * R/2 + j; from R on they stay."""
-    order = np.arange(part.rows).reshape(part.heads, -1)
-    halves = order[:, : part.rotated].reshape(part.heads, 2, -1).transpose(0, 2, 1).reshape(part.heads, -1)
-    return np.concatenate([halves, order[:, part.rotated :]], axis=1).reshape(-1)
-
-
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     nbytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
@@ -220,7 +196,7 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
             [
                 (name, source)
                 for source in _sources(rule, checkpoint.format)
-                for name in _names(source, layer, checkpoint.config)
+                for name in tensor_names(source, layer, checkpoint.config, struct.shape)
             ]
             for pattern, rule in patterns
             if (match := pattern.fullmatch(name))
@@ -235,10 +211,12 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
         if absent or not sources:
             missing += absent or [f"{name} (this file format has no tensor for it)"]
             continue
-        target, problem = _target(checkpoint, name, struct, sources)
-        if target is None:
-            wrong.append(problem)
+        try:
+            parts = parts_of(checkpoint, name, tuple(struct.shape), sources)
+        except ValueError as error:
+            wrong.append(str(error))
         else:
+            target = _Target(name, tuple(struct.shape), np.dtype(struct.dtype), parts)
             if name + SCALES in targets:
                 target = replace(target, scales=targets[name + SCALES], offsets=name + OFFSETS in targets)
             plan.append(target)
@@ -264,44 +242,6 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
     return plan
 
 
-def _target(
-    checkpoint: Checkpoint, name: str, struct: jax.ShapeDtypeStruct, sources: Sequence[tuple[str, Source]]
-) -> tuple[_Target, str] | tuple[None, str]:
-    """A target with its parts, or what is wrong with them."""
-    shape = tuple(struct.shape)
-    parts: list[_Part] = []
-    first = 0
-    for tensor, source in sources:
-        info = checkpoint.tensors[tensor]
-        if not info.readable:
-            return None, f"{tensor} of type {info.dtype}, which is not supported yet"
-        heads = rotated = 0
-        if isinstance(source, Interleaved):
-            count = checkpoint.config.get(source.heads)
-            if not isinstance(count, int) or count < 1:
-                return None, f"{tensor}, whose rows cannot be ordered without {source.heads} in the configuration"
-            heads = count
-            rotated = int(info.shape[0] // heads * _rotated_share(checkpoint.config, source))
-            if info.shape[0] % (2 * heads) or rotated % 2:
-                return None, f"{tensor} {list(info.shape)}, whose rows do not divide into {heads} heads"
-        if isinstance(source, PerHead):
-            if info.shape != shape[1:]:
-                break
-            parts.append(_Part(tensor, first, rows=1))
-            first += 1
-            continue
-        if len(info.shape) != len(shape) or info.shape[1:] != shape[1:]:
-            break
-        rows = math.prod(info.shape[:-1]) if len(shape) > 1 else info.shape[0]
-        plus = source.amount if isinstance(source, Plus) else 0.0
-        parts.append(_Part(tensor, first, rows, heads, rotated, plus))
-        first += rows
-    if len(parts) < len(sources) or first != math.prod(shape[: max(1, len(shape) - 1)]):
-        found = " + ".join(f"{tensor} {list(checkpoint.tensors[tensor].shape)}" for tensor, _ in sources)
-        return None, f"{found} for {name} {list(shape)}"
-    return _Target(name, shape, np.dtype(struct.dtype), tuple(parts)), ""
-
-
 def _sources(rule: Rule, file_format: str) -> tuple[Source, ...]:
     return rule.gguf if file_format == "gguf" else rule.hf
 
@@ -310,22 +250,6 @@ def _name(source: Source) -> str:
     return source if isinstance(source, str) else source.name
 
 
-def _names(source: Source, layer: str, config: Mapping[str, Any]) -> list[str]:
-    """The tensors that a source stands for in one layer."""
-    name = _name(source).replace("{i}", layer)
-    if not isinstance(source, PerHead):
-        return [name]
-    heads = config.get(source.heads)
-    return [name.replace("{h}", str(head)) for head in range(heads)] if isinstance(heads, int) else [name]
-
-
-def _rotated_share(config: Mapping[str, Any], source: Interleaved) -> float:
-    options = config.get("rope_parameters")
-    for at in (options if isinstance(options, Mapping) else {}, config):
-        if at.get("partial_rotary_factor") is not None:
-            return float(at["partial_rotary_factor"])  # the model's configuration has been read, and checks it
-    return source.rotated
-
-
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>0|[1-9][0-9]{0,5})"))
+    number = "0|[1-9][0-9]{0,5}"
+    return re.compile(re.escape(template).replace(r"\{i\}", f"(?P<i>{number})").replace(r"\{e\}", f"(?:{number})"))

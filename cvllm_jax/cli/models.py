@@ -12,7 +12,7 @@ __all__ = ["show_models"]
 def show_models() -> None:
     """Print the families with their names in both formats, and what the tests compare each with."""
     gguf: dict[str, list[str]] = {}
-    for name, architecture in gguf_architectures().items():
+    for (name, _), architecture in gguf_architectures().items():
         gguf.setdefault(architecture.architecture, []).append(name)
     rows = [("architecture", "GGUF", "tested by")]
     for family in FAMILIES:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cvllm_jax.config import Device, DType, EngineConfig
+from cvllm_jax.engine.expert_kernels import ExpertGeometry
 from cvllm_jax.engine.kernels import Geometry, empty_pages
 from cvllm_jax.engine.sampler import Form
 from cvllm_jax.errors import ConfigError, DeviceError
@@ -140,6 +141,7 @@ def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometr
         page_size=config.page_size,
         dtype=dtype,
         cache_dtype=jnp.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,
+        experts=None if model.experts is None else ExpertGeometry(model.hidden_size, *model.experts),
     )
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cvllm_jax.config import KernelSet
+from cvllm_jax.engine.expert_kernels import ExpertGeometry, choose_for_experts, multiply_by_expert
 from cvllm_jax.engine.programs import environment_key
 from cvllm_jax.errors import ConfigError
 from cvllm_jax.models.layers import Kernels, WeightLayout
@@ -28,10 +29,12 @@ log = logging.getLogger("cvllm_jax.engine")
 #: Largest relative difference between a kernel and its XLA form that is rounding, in norms; bf16 has 3 digits.
 TOLERANCE = 2e-2
 
+NO_EXPERTS = Choice("xla", "the model has no experts")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """What an implementation must cope with: shapes and types of attention and cache."""
+    """What an implementation must cope with: shapes and types of attention, cache and experts."""
 
     heads: int
     kv_heads: int
@@ -41,6 +44,7 @@ class Geometry:
     cache_dtype: Any
     rotary_dim: int | None = None
     """Dimensions of a head that are rotated; None for all."""
+    experts: ExpertGeometry | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +53,11 @@ class KernelChoices:
 
     attention: Choice
     kv_write: Choice
+    experts: Choice = NO_EXPERTS
 
     @property
     def kernels(self) -> Kernels:
-        return Kernels(attention=self.attention.implementation, kv_write=self.kv_write.implementation)
+        return Kernels(*(choice.implementation for choice in (self.attention, self.kv_write, self.experts)))
 
 
 def choose_kernels(
@@ -73,13 +78,17 @@ def choose_kernels(
     """
     if wanted == "xla":
         asked = Choice("xla", "asked for")
-        return KernelChoices(attention=asked, kv_write=asked)
+        return KernelChoices(attention=asked, kv_write=asked, experts=asked)
     q, qkv, rope, pages = jax.eval_shape(partial(_inputs, geometry, 1), jax.random.key(0))[:4]
     choices = {
         "attention": paged_attention.choose_implementation(q, pages.k, pages.v, device=device),
         "kv_write": kv_write.choose_implementation(qkv, rope, pages, device=device),
     }
-    for name, run in (("attention", _attend), ("kv_write", _write)):
+    trials = {"attention": _attend, "kv_write": _write}
+    if geometry.experts is not None:
+        choices["experts"] = choose_for_experts(geometry.experts, geometry.dtype, device)
+        trials["experts"] = _multiply_by_expert
+    for name, run in trials.items():
         if trial and choices[name].implementation == "hopper":
             failure = _tried(name, run, geometry, device, store)
             if failure is not None:
@@ -210,6 +219,11 @@ def _matrix(case: tuple[WeightLayout, Any], rows: int, key: jax.Array) -> tuple[
     if layout.offsets:
         weight = replace(weight, offsets=jax.random.normal(parts[1], weight.scales.shape, scale_dtype))
     return jax.random.normal(parts[2], (rows, shape[1]), dtype), weight
+
+
+def _multiply_by_expert(implementation: Any, geometry: Geometry) -> Any:
+    assert geometry.experts is not None
+    return multiply_by_expert(implementation, geometry.experts, geometry.dtype)
 
 
 #: Pages of each of the trial's two sequences.

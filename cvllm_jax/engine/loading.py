@@ -90,7 +90,7 @@ def load(config: EngineConfig) -> Loaded:
     geometry = geometry_of(config, model_config, dtype)
     store = cache_dir() if config.compilation_cache else None
     choices = choose_kernels(geometry, device, config.kernels, store=_trials(config))
-    for name in ("attention", "kv_write"):
+    for name in ("attention", "kv_write", "experts"):
         log.info("%s: %s, because %s", name, *getattr(choices, name))
     num_pages, max_sequence_length = pages_for(config, model_config, geometry, device)
     settings = RunnerSettings(

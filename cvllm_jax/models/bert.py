@@ -34,6 +34,7 @@ class BertConfig:
     token_types: int
     layer_norm_eps: float
     activation: str
+    experts: None = None
 
     @property
     def num_key_value_heads(self) -> int:

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.layers import BlockBatch, Embedding, Linear, Rope
+from cvllm_jax.models.layers.moe import ExpertSizes
 from pallas_kernels.kv_write import KvPages
 
-__all__ = ["Decoder", "DecoderConfig", "read_sizes"]
+__all__ = ["Decoder", "DecoderConfig", "read_experts", "read_sizes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class DecoderConfig:
     """The rotation of each layer."""
     windows: tuple[int | None, ...]
     """The latest positions that each layer attends to; None for all."""
+    experts: ExpertSizes | None = None
 
     @property
     def rotary_dim(self) -> int:
@@ -75,6 +77,18 @@ def read_sizes(
         "activation": read.activation(activation, "silu"),
         "tie_embeddings": read.flag("tie_word_embeddings"),
     }
+
+
+def read_experts(read: ConfigReader, count: str, hidden: str = "moe_intermediate_size") -> ExpertSizes:
+    """The sizes of a mixture of experts.
+
+    Arguments:
+      count, hidden: what the family calls the number of experts, and the channels between an expert's two products.
+    """
+    sizes = ExpertSizes(read.positive(count, most=4096), read.positive(hidden), read.positive("num_experts_per_tok"))
+    if sizes.chosen > sizes.experts:
+        read.refuse(f"num_experts_per_tok is {sizes.chosen}, of {sizes.experts} experts")
+    return sizes
 
 
 class Decoder(nnx.Module):

@@ -18,8 +18,10 @@ from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.glm4 import Glm4, Glm4Config
 from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
+from cvllm_jax.models.layers.moe import ExpertSizes
 from cvllm_jax.models.llama import Llama, LlamaConfig
 from cvllm_jax.models.mistral import Mistral, MistralConfig
+from cvllm_jax.models.mixtral import Mixtral, MixtralConfig
 from cvllm_jax.models.olmo2 import Olmo2, Olmo2Config
 from cvllm_jax.models.phi import Phi, PhiConfig
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
@@ -55,6 +57,10 @@ class ModelConfig(Protocol):
 
     @property
     def context_length(self) -> int: ...
+    @property
+    def experts(self) -> ExpertSizes | None:
+        """Of layers that are mixtures of experts; None if there are none."""
+        ...
 
 
 class Model(Protocol):
@@ -105,6 +111,7 @@ def _causal(name: str, *architectures: str, config: Any, module: Any, model_type
 FAMILIES = (
     _causal("llama", "LlamaForCausalLM", config=LlamaConfig, module=Llama),
     _causal("mistral", "MistralForCausalLM", config=MistralConfig, module=Mistral),
+    _causal("mixtral", "MixtralForCausalLM", config=MixtralConfig, module=Mixtral),
     _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),

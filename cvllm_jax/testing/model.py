@@ -52,6 +52,7 @@ class ScriptedConfig:
     head_dim: int = HEAD_DIM
     rotary_dim: int = HEAD_DIM
     context_length: int = CONTEXT_LENGTH
+    experts: None = None
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> ScriptedConfig:

@@ -100,8 +100,28 @@ def test_other_architectures_keep_their_name(tmp_path):
     writer.close()
     with open_checkpoint(tmp_path / "a.gguf") as checkpoint:
         assert checkpoint.config["architectures"] == ["mamba"]
-    with open_gguf(tmp_path, lambda writer: writer.add_expert_count(8)) as checkpoint:
-        assert checkpoint.config["architectures"] == ["llama with experts"]
+
+
+def test_experts_make_another_architecture(tmp_path):
+    def mixtral(writer):
+        writer.add_expert_count(8)
+        writer.add_expert_used_count(2)
+
+    with open_gguf(tmp_path, mixtral) as checkpoint:
+        config = checkpoint.config
+        assert config["architectures"] == ["MixtralForCausalLM"]
+        assert (config["num_local_experts"], config["num_experts_per_tok"]) == (8, 2)
+    with pytest.raises(ModelLoadError, match=r"lacks the size llama\.expert_used_count"):
+        open_gguf(tmp_path, lambda writer: writer.add_expert_count(8))
+    writer = gguf.GGUFWriter(tmp_path / "b.gguf", "qwen2")
+    writer.add_expert_count(8)
+    writer.add_tensor("w", np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with open_checkpoint(tmp_path / "b.gguf") as checkpoint:
+        assert checkpoint.config["architectures"] == ["qwen2 with experts"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from cvllm_jax.checkpoints.checkpoint import open_checkpoint
 from cvllm_jax.checkpoints.demo import find_demo_model
 from cvllm_jax.checkpoints.loading import load_weights
 from cvllm_jax.checkpoints.mappings.llama import RULES
-from cvllm_jax.checkpoints.mappings.rules import Rule
+from cvllm_jax.checkpoints.mappings.rules import PerExpert, Rule, Stacked
 from cvllm_jax.errors import ModelLoadError
 
 
@@ -91,13 +91,37 @@ def test_tensors_larger_than_a_block_are_whole(tmp_path):
 
 
 def test_three_dimensional_targets(tmp_path):
+    """The rows of each expert come from every source, in whatever way the file has the experts."""
     experts = np.arange(4 * 6 * 8, dtype=np.float32).reshape(4, 6, 8)
-    rule = Rule(target="experts", hf=("a", "b"))
-    folder = write_folder(tmp_path / "hf", {"a": experts[:1], "b": experts[1:]})
-    with open_checkpoint(folder) as checkpoint:
-        targets = {"experts": jax.ShapeDtypeStruct((4, 6, 8), jnp.float32)}
-        loaded = load_weights(checkpoint, [rule], targets, place)
-    np.testing.assert_array_equal(loaded["experts"], experts)
+    bias = np.arange(4 * 6, dtype=np.float32).reshape(4, 6)
+    halves = experts.reshape(4, 2, 3, 8).swapaxes(1, 2).reshape(4, 6, 8)  # rows of both halves in turn
+    tensors = {
+        "gate": experts[:, :2], "up": experts[:, 2:], "flat": experts.reshape(24, 8), "bias": bias,
+        "out": experts.swapaxes(1, 2), "both": halves.swapaxes(1, 2),
+        "both_bias": bias.reshape(4, 2, 3).swapaxes(1, 2).reshape(4, 6),
+        **{f"{part}.{e}": matrix[rows] for part, rows in (("w1", slice(2)), ("w3", slice(2, 6)))
+           for e, matrix in enumerate(experts)},
+    }  # fmt: skip
+    rules = [
+        Rule(target="stacked", hf=("gate", "up")),
+        Rule(target="single", hf=(PerExpert("w1.{e}"), PerExpert("w3.{e}"))),
+        Rule(target="flat", hf=("flat",)),
+        Rule(target="transposed", hf=(Stacked("out", transposed=True),)),
+        Rule(target="alternating", hf=(Stacked("both", transposed=True, alternating=True),)),
+        Rule(target="plain_bias", hf=("bias",)),
+        Rule(target="alternating_bias", hf=(Stacked("both_bias", alternating=True),)),
+    ]
+    targets = {
+        rule.target: jax.ShapeDtypeStruct((4, 6) if "bias" in rule.target else (4, 6, 8), jnp.float32) for rule in rules
+    }
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    with open_checkpoint(write_folder(tmp_path / "hf", tensors)) as checkpoint:
+        loaded = load_weights(checkpoint, rules, targets, place)
+        for name, array in loaded.items():
+            np.testing.assert_array_equal(array, bias if "bias" in name else experts, err_msg=name)
+        for wrong in (("gate",), ("gate", "up", "gate"), (Stacked("gate", transposed=True),), (PerExpert("w1.{e}"),)):
+            with pytest.raises(ModelLoadError, match=r"unexpected .* misshapen .* for stacked \[4, 6, 8\]"):
+                load_weights(checkpoint, [Rule(target="stacked", hf=wrong)], {"stacked": targets["stacked"]}, place)
 
 
 def test_tensors_that_nobody_needs_are_left_alone(tmp_path):

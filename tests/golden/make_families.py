@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 HERE = Path(__file__).parent
 LENGTH = 48
@@ -364,6 +365,29 @@ CASES = {
             "attention_bias": True,
         },
     ),
+    "mixtral": Case(
+        config={
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "head_dim": 16,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "sliding_window": 12,
+            "rope_theta": 1024.0,
+            "rope_scaling": YARN,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mixtral_options": Case(
+        config={
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "hidden_act": "relu",
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+        },
+        gguf=False,
+    ),
 }
 
 
@@ -434,7 +458,7 @@ def make(name: str, case: Case, seed: int) -> None:
     config = {key: value for key, value in {**BASE, **case.config}.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     blank = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    shapes = {key: value.shape for key, value in blank.state_dict().items()}
+    shapes = {key: value.shape for key, value in revert_weight_conversion(blank, blank.state_dict()).items()}
     if blank.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     weights = draw_weights(shapes, seed, case.gains_less_one)

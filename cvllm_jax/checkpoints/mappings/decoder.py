@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cvllm_jax.checkpoints.mappings.rules import Interleaved, Rule, Source
+from cvllm_jax.checkpoints.mappings.rules import Interleaved, PerExpert, Rule, Source
 
-__all__ = ["ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "INTERLEAVED_QKV", "NORMS", "QKV", "QK_NORMS", "modules"]
+__all__ = ["ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "INTERLEAVED_QKV", "NORMS", "QKV", "QK_NORMS", "experts", "modules"]
 
 _LAYER = "layers.{i}."
 
@@ -34,6 +34,23 @@ def _renamed(source: Source, prefix: str, kind: str) -> Source:
     if isinstance(source, str):
         return f"{prefix}{source}.{kind}"
     return replace(source, name=f"{prefix}{source.name}.{kind}")
+
+
+def experts(hf: str, *, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> tuple[Rule, ...]:
+    """The matrices of a layer's experts.
+
+    Arguments:
+      hf: what stands before the names of an expert's matrices, with ``{e}`` for its number.
+      gate, up, down: these names.
+    """
+    rules: tuple[Rule, ...] = ()
+    for target, names, ggml in (("gate_up", (gate, up), ("gate", "up")), ("down", (down,), ("down",))):
+        module = f"{_LAYER}mlp.experts.{target}"
+        sources = tuple(PerExpert(hf + name) for name in names)
+        rules += modules(module, sources, tuple(f"ffn_{name}_exps" for name in ggml))
+        rules += modules(module, (), tuple(PerExpert(f"ffn_{name}.{{e}}") for name in ggml))  # llama.cpp's first form
+        rules += modules(module, (), (f"ffn_{target}_exps",))  # its option to fuse them
+    return rules
 
 
 ENDS = (

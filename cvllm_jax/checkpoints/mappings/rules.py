@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["GgufArchitecture", "Interleaved", "PerHead", "Plus", "Rule", "Source"]
+__all__ = ["GgufArchitecture", "Interleaved", "PerExpert", "PerHead", "Plus", "Rule", "Source", "Stacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,30 @@ class PerHead:
     """The key of the configuration that holds the number of heads."""
 
 
-type Source = str | Interleaved | PerHead | Plus
+@dataclass(frozen=True, slots=True)
+class PerExpert:
+    """A matrix for each expert, by a name in which ``{e}`` stands for the expert's number."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """The matrices of all experts in one tensor ``[E, out, in]``; a plain name says the same without the options."""
+
+    name: str
+    transposed: bool = False
+    """Whether they are stored ``[E, in, out]``."""
+    alternating: bool = False
+    """Whether rows 2j and 2j + 1 are rows j of an expert's gate and of its other half."""
+
+
+type Source = str | Interleaved | PerExpert | PerHead | Plus | Stacked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One target and the tensors it is made of, concatenated along rows.
+    """One target and the tensors it is made of, concatenated along rows, for experts along the rows of each.
 
     ``{i}`` stands for the layer's number, in the target and in the sources. Of several rules for one target the
     first counts whose sources are all there.
@@ -68,6 +86,8 @@ class GgufArchitecture:
     """``general.architecture``."""
     architecture: str
     """The class name in transformers."""
+    experts: str | None = None
+    """What ``config.json`` calls the number of experts; None: the architecture is the one without."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """What ``config.json`` says of this architecture and GGUF leaves unsaid."""
     keys: Mapping[str, str] = field(default_factory=dict)

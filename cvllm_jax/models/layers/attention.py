@@ -24,6 +24,7 @@ class Kernels(NamedTuple):
 
     attention: Literal["xla", "hopper"] = "xla"
     kv_write: Literal["xla", "hopper"] = "xla"
+    experts: Literal["xla", "hopper"] = "xla"
 
 
 @jax.tree_util.register_dataclass
@@ -62,19 +63,21 @@ class Attention(nnx.Module):
       scale: multiplies the scores; None is ``H ** -0.5``.
       soft_cap: bounds the scores by ``soft_cap * tanh(scores / soft_cap)``.
       q_norm, k_norm: applied to ``[T, N, H]`` and ``[T, K, H]`` before they are rotated.
+      sinks: whether each query head has a logit that takes part in the softmax and has no value.
     """
 
     def __init__(
         self, width: int, heads: int, kv_heads: int, head_dim: int, *,
         dtype: jnp.dtype, bias: bool = False, output_bias: bool = False, window: int | None = None,
         scale: float | None = None, soft_cap: float | None = None,
-        q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None,
+        q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, sinks: bool = False,
     ) -> None:  # fmt: skip
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
         self.scale = head_dim**-0.5 if scale is None else scale
         self.soft_cap = soft_cap
         self.qkv = Linear(width, (heads + 2 * kv_heads) * head_dim, dtype=dtype, spec=P("tp", None), bias=bias)
         self.q_norm, self.k_norm = q_norm, k_norm
+        self.sinks = nnx.Param(jnp.zeros((heads,), jnp.float32), spec=P("tp")) if sinks else None
         self.output = Linear(heads * head_dim, width, dtype=dtype, spec=P(None, "tp"), bias=output_bias)
 
     @jax.named_scope("attention")
@@ -93,6 +96,7 @@ class Attention(nnx.Module):
         y = paged_attention(
             q.reshape(B, T // B, N, H), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
             scale=self.scale, window=self.window, soft_cap=self.soft_cap,
+            sinks=None if self.sinks is None else self.sinks[...],
             k_scales=cache.k_scales, v_scales=cache.v_scales, implementation=batch.kernels.attention,
         )  # fmt: skip
         return self.output(y.reshape(T, N * H)), cache
