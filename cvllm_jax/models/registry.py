@@ -26,7 +26,9 @@ from cvllm_jax.models.olmo2 import Olmo2, Olmo2Config
 from cvllm_jax.models.phi import Phi, PhiConfig
 from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
+from cvllm_jax.models.qwen2_moe import Qwen2Moe, Qwen2MoeConfig
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
+from cvllm_jax.models.qwen3_moe import Qwen3Moe, Qwen3MoeConfig
 from cvllm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from cvllm_jax.models.stablelm import StableLm, StableLmConfig
 from cvllm_jax.models.starcoder2 import Starcoder2, Starcoder2Config
@@ -114,6 +116,8 @@ FAMILIES = (
     _causal("mixtral", "MixtralForCausalLM", config=MixtralConfig, module=Mixtral),
     _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
+    _causal("qwen3_moe", "Qwen3MoeForCausalLM", config=Qwen3MoeConfig, module=Qwen3Moe),
+    _causal("qwen2_moe", "Qwen2MoeForCausalLM", config=Qwen2MoeConfig, module=Qwen2Moe),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),
