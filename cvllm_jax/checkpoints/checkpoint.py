@@ -17,6 +17,7 @@ from cvllm_jax.checkpoints.demo import DEMO_MODEL_NAME, DEMO_SAMPLING, find_demo
 from cvllm_jax.checkpoints.folder import (
     GET_SAFETENSORS,
     PICKLES,
+    QUANTIZED,
     FolderWeights,
     eos_from_config,
     read_config,
@@ -26,6 +27,7 @@ from cvllm_jax.checkpoints.folder import (
 from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
+from cvllm_jax.checkpoints.quantized_folder import QuantizedFolder, QuantizedTensor, StoredLayout
 from cvllm_jax.checkpoints.quantizing import PackedRows
 from cvllm_jax.checkpoints.safetensors_file import READABLE
 from cvllm_jax.checkpoints.text_part import text_config, text_tensor
@@ -79,8 +81,10 @@ class Checkpoint(Closing):
     @property
     def quantization(self) -> str | None:
         """The quantised type that most tensors are stored in, None for plain floating point."""
+        if isinstance(self._weights, QuantizedFolder):
+            return self._weights.method
         if self.format != "gguf":
-            return None  # quantised folders are refused when they are opened
+            return None
         kinds = Counter(info.dtype for info in self.tensors.values() if info.dtype not in _PLAIN)
         return kinds.most_common(1)[0][0] if kinds else None
 
@@ -91,6 +95,15 @@ class Checkpoint(Closing):
         from several threads.
         """
         return self._weights.read(name, start, stop)
+
+    @property
+    def layout(self) -> StoredLayout | None:
+        """The layout that keeps weights as a folder stores them; None for plain numbers, and for GGUF files.
+
+        Raises:
+            ModelLoadError: some layers are quantised and others are not, or not alike.
+        """
+        return self._weights.layout if isinstance(self._weights, QuantizedFolder) else None
 
     def packed(self, name: str, start: int, stop: int) -> PackedRows | None:
         """The same rows as small numbers with scales, as the file has them; None where it has none that we can use."""
@@ -174,7 +187,15 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
     generation = read_json(path) if path.exists() else {}
     eos_token_ids = eos_from_config(config, generation, folder)
     generation_defaults = sampling_from_config(generation, path)
+    files: FolderWeights | QuantizedFolder
     files = FolderWeights(folder, weights, rename=None if text is None else text_tensor)
+    options = config.get("quantization_config") or config.get("compression_config") or {}
+    if options.get("quant_method") in QUANTIZED:
+        try:
+            files = QuantizedFolder(files, options, folder)
+        except ModelLoadError:
+            files.close()
+            raise
     layers = config.get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(files.tensors):
         count = len(files.tensors)
@@ -188,7 +209,9 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
         eos_token_ids=eos_token_ids,
         generation_defaults=generation_defaults,
         tensors={
-            name: TensorInfo(tensor.shape, tensor.dtype, tensor.dtype in READABLE)
+            name: TensorInfo(
+                tensor.shape, tensor.dtype, tensor.dtype in READABLE or isinstance(tensor, QuantizedTensor)
+            )
             for name, tensor in files.tensors.items()
         },
         fingerprint="\n".join(_fingerprint(file.path, file.header_digest()) for file in files.files),

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cvllm_jax.checkpoints.safetensors_file import SafetensorsFile
 from cvllm_jax.errors import ModelLoadError
 
 __all__ = [
     "GET_SAFETENSORS",
     "PICKLES",
+    "QUANTIZED",
     "FolderWeights",
     "eos_from_config",
     "read_config",
@@ -24,6 +27,8 @@ __all__ = [
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+#: What weights may be quantised with.
+QUANTIZED = ("fp8", "compressed-tensors", "gptq", "awq")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 GET_SAFETENSORS = "get the model as safetensors, for example through https://huggingface.co/spaces/safetensors/convert"
 _MAX_JSON_BYTES = 1 << 25
@@ -71,6 +76,11 @@ class FolderWeights:
     def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> Any:
         stored = self._stored[name]
         return self._home[stored].read(stored, start_row, stop_row)
+
+    def raw(self, name: str) -> np.ndarray:
+        """A whole tensor as stored."""
+        stored = self._stored[name]
+        return self._home[stored].raw(stored)
 
     def packed(self, name: str, start_row: int, stop_row: int) -> None:
         """Plain tensors have no scales."""
@@ -127,7 +137,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         # transformers leaves "gguf" behind when it writes weights that it dequantised: those are plain
-        if method != "gguf":
+        if method not in ("gguf", *QUANTIZED):
             raise ModelLoadError(f"{folder} is quantised with {str(method)[:80]}, which is not supported yet")
     return config
 

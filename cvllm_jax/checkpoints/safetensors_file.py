@@ -27,6 +27,13 @@ READABLE: Final[Mapping[str, np.dtype[Any]]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_PARTS: Final[Mapping[str, np.dtype[Any]]] = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
 # Bits of one number; types that are not readable are known so that they can be refused by name.
 _BITS: Final[Mapping[str, int]] = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -97,6 +104,18 @@ class SafetensorsFile:
         first = tensor.offset + start_row * columns * dtype.itemsize
         data = self._bytes[first : first + (stop_row - start_row) * columns * dtype.itemsize]
         return data.view(dtype).reshape(stop_row - start_row, columns)
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor as stored, a read-only view of the file; also of types that weights of few bits consist of.
+
+        Raises:
+            ModelLoadError: numpy has no such type.
+        """
+        tensor = self.tensors[name]
+        dtype = READABLE.get(tensor.dtype) or _PARTS.get(tensor.dtype)
+        if dtype is None:
+            raise ModelLoadError(f"{self.path}: tensors of type {tensor.dtype} are not supported yet")
+        return self._bytes[tensor.offset : tensor.offset + tensor.nbytes].view(dtype).reshape(tensor.shape)
 
     def close(self) -> None:
         """Let the file go; arrays that still view it keep the mapping alive until they are gone."""

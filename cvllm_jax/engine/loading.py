@@ -180,15 +180,19 @@ def weight_layout(
       ConfigError: it was asked for what the model or the device does not do.
     """
     asked = config.quantization
-    if asked is None:
+    stored = checkpoint.layout if asked is None else None
+    if asked is None and stored is None:
         return None
     if isinstance(checkpoint, ScriptedCheckpoint):
         raise ConfigError("a scripted model has no weights to quantize", param="quantization")
-    layout = WeightLayout(
-        method=asked.method,
-        group_size=asked.group_size or (32 if asked.method == "int4" else None),
-        offsets=asked.method == "int4",
-    )
+    if asked is not None:
+        group_size = asked.group_size or (32 if asked.method == "int4" else None)
+        layout = WeightLayout(method=asked.method, group_size=group_size, offsets=asked.method == "int4")
+    else:
+        assert stored is not None
+        layout = WeightLayout(
+            method=stored.method, group_size=stored.group_size, offsets=stored.offsets, of_tokens=False
+        )
     if device.platform == "cpu":
         return layout
     choice = choose_matmul(layout, dtype, device, config.kernels, store=_trials(config))

@@ -2,7 +2,8 @@
 
 - Matrices of layers (:class:`~cvllm_jax.models.layers.Linear`) take the layout that was asked for.
 - Embeddings and the output head are int8 with one scale a token, under int8 and int4: they decide between tokens
-  that are nearly alike, and four bits would cost more there than in all layers. Under fp8 they stay as they are.
+  that are nearly alike, and four bits would cost more there than in all layers. They stay as they are under fp8, and
+  where the layout is that of the files.
 - Norms and biases stay as they are.
 """
 
@@ -33,7 +34,7 @@ def quantize_weights(model: nnx.Module, layout: WeightLayout) -> None:
             continue
         of_tokens = isinstance(module, Embedding) or path[-1] == "head"
         linears += not of_tokens
-        if of_tokens and layout.method == "fp8":
+        if of_tokens and (layout.method == "fp8" or not layout.of_tokens):
             continue
         try:
             module.quantize(ends if of_tokens else layout)

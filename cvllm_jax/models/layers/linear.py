@@ -27,6 +27,8 @@ class WeightLayout:
     """Input channels that share a scale; None for one scale a row."""
     offsets: bool = False
     """Whether each group has an offset beside its scale."""
+    of_tokens: bool = True
+    """Whether embeddings and output head are quantised too."""
     implementation: Implementation = "auto"
 
     def arrays(self, outputs: int, inputs: int) -> tuple[tuple[tuple[int, int], Any], tuple[tuple[int, int], Any]]:
@@ -39,7 +41,7 @@ class WeightLayout:
         if inputs % size:
             raise ValueError(f"{inputs} input channels do not divide into groups of {size}")
         # a float32 scale for every 32 int4 values would be a quarter of their bytes
-        scale = jnp.float32 if self.group_size is None else jnp.bfloat16
+        scale = jnp.bfloat16 if size < min(inputs, 128) else jnp.float32
         return ((outputs, inputs), STORAGE[self.method][0]), ((inputs // size, outputs), scale)
 
 
