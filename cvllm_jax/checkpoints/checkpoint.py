@@ -27,6 +27,7 @@ from cvllm_jax.checkpoints.folder import (
 from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
+from cvllm_jax.checkpoints.mxfp4 import Mxfp4Folder, Mxfp4Tensor
 from cvllm_jax.checkpoints.quantized_folder import QuantizedFolder, QuantizedTensor, StoredLayout
 from cvllm_jax.checkpoints.quantizing import PackedRows
 from cvllm_jax.checkpoints.safetensors_file import READABLE
@@ -81,7 +82,7 @@ class Checkpoint(Closing):
     @property
     def quantization(self) -> str | None:
         """The quantised type that most tensors are stored in, None for plain floating point."""
-        if isinstance(self._weights, QuantizedFolder):
+        if isinstance(self._weights, QuantizedFolder | Mxfp4Folder):
             return self._weights.method
         if self.format != "gguf":
             return None
@@ -187,12 +188,13 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
     generation = read_json(path) if path.exists() else {}
     eos_token_ids = eos_from_config(config, generation, folder)
     generation_defaults = sampling_from_config(generation, path)
-    files: FolderWeights | QuantizedFolder
+    files: FolderWeights | QuantizedFolder | Mxfp4Folder
     files = FolderWeights(folder, weights, rename=None if text is None else text_tensor)
     options = config.get("quantization_config") or config.get("compression_config") or {}
     if options.get("quant_method") in QUANTIZED:
         try:
-            files = QuantizedFolder(files, options, folder)
+            is_mxfp4 = options["quant_method"] == "mxfp4"
+            files = Mxfp4Folder(files) if is_mxfp4 else QuantizedFolder(files, options, folder)
         except ModelLoadError:
             files.close()
             raise
@@ -210,7 +212,9 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
         generation_defaults=generation_defaults,
         tensors={
             name: TensorInfo(
-                tensor.shape, tensor.dtype, tensor.dtype in READABLE or isinstance(tensor, QuantizedTensor)
+                tensor.shape,
+                tensor.dtype,
+                tensor.dtype in READABLE or isinstance(tensor, QuantizedTensor | Mxfp4Tensor),
             )
             for name, tensor in files.tensors.items()
         },

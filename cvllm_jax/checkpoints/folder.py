@@ -28,7 +28,7 @@ __all__ = [
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 #: What weights may be quantised with.
-QUANTIZED = ("fp8", "compressed-tensors", "gptq", "awq")
+QUANTIZED = ("fp8", "compressed-tensors", "gptq", "awq", "mxfp4")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 GET_SAFETENSORS = "get the model as safetensors, for example through https://huggingface.co/spaces/safetensors/convert"
 _MAX_JSON_BYTES = 1 << 25

@@ -31,6 +31,7 @@ _PARTS: Final[Mapping[str, np.dtype[Any]]] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
 }

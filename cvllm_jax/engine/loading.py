@@ -85,7 +85,7 @@ def load(config: EngineConfig) -> Loaded:
         model_config = family.config({**checkpoint.config, "max_sequence_length": config.max_sequence_length})
         tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
-        layout = weight_layout(config, checkpoint, dtype, device)
+        layout = weight_layout(config, checkpoint, dtype, device, keep=model_config.experts is None)
         weights = place_weights(family, model_config, checkpoint, dtype, mesh, config, layout)
     geometry = geometry_of(config, model_config, dtype)
     store = cache_dir() if config.compilation_cache else None
@@ -172,15 +172,18 @@ def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTe
 
 
 def weight_layout(
-    config: EngineConfig, checkpoint: Checkpoint, dtype: Any, device: jax.Device
+    config: EngineConfig, checkpoint: Checkpoint, dtype: Any, device: jax.Device, *, keep: bool = True
 ) -> WeightLayout | None:
     """How the weights of layers are stored and multiplied; None for plain numbers.
+
+    Arguments:
+      keep: whether weights that a folder has in few bits stay so, which stacks of experts cannot yet.
 
     Raises:
       ConfigError: it was asked for what the model or the device does not do.
     """
     asked = config.quantization
-    stored = checkpoint.layout if asked is None else None
+    stored = checkpoint.layout if asked is None and keep else None
     if asked is None and stored is None:
         return None
     if isinstance(checkpoint, ScriptedCheckpoint):

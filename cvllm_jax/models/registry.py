@@ -16,6 +16,7 @@ from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.glm4 import Glm4, Glm4Config
+from cvllm_jax.models.gpt_oss import GptOss, GptOssConfig
 from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.layers.moe import ExpertSizes
@@ -118,6 +119,7 @@ FAMILIES = (
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
     _causal("qwen3_moe", "Qwen3MoeForCausalLM", config=Qwen3MoeConfig, module=Qwen3Moe),
     _causal("qwen2_moe", "Qwen2MoeForCausalLM", config=Qwen2MoeConfig, module=Qwen2Moe),
+    _causal("gpt_oss", "GptOssForCausalLM", config=GptOssConfig, module=GptOss),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),

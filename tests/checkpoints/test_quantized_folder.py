@@ -173,3 +173,24 @@ def test_methods_that_are_not_ported_are_named(tmp_path):
     write_folder(tmp_path / "m", llama_tensors(), CONFIG | {"quantization_config": {"quant_method": "bitsandbytes"}})
     with pytest.raises(ModelLoadError, match="quantised with bitsandbytes, which is not supported yet"):
         open_checkpoint(tmp_path / "m")
+
+
+def test_blocks_of_mxfp4_without_their_scales_are_refused(tmp_path):
+    blocks, scales = np.zeros((2, 4, 3, 16), np.uint8), np.full((2, 4, 3), 127, np.uint8)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "mxfp4"}}))
+    for tensors, message in (
+        ({"x_blocks": blocks}, "x_blocks has no x_scales beside it"),
+        ({"x_blocks": blocks, "x_scales": scales[:, :3]}, r"are U8\[2, 4, 3, 16\] and U8\[2, 3, 3\], which is no MXFP4"),
+        ({"x_blocks": blocks, "x_scales": scales.astype(np.float32)}, "which is no MXFP4"),
+    ):
+        save_file({n: np.ascontiguousarray(tensor) for n, tensor in tensors.items()}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelLoadError, match=message):
+            open_checkpoint(tmp_path)
+    blocks[0, 1, 2, 5], scales[0, 1, 2] = 0x2F, 130  # numbers 10 and 11 of the group: -6 and 1, times 8
+    save_file({"x_blocks": blocks, "x_scales": scales}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.quantization == "mxfp4"
+        assert checkpoint.tensors["x_blocks"].shape == (2, 4, 96)
+        expected = np.zeros(96, np.float32)
+        expected[2 * 32 + 10 : 2 * 32 + 12] = -48, 8
+        np.testing.assert_array_equal(checkpoint.read("x_blocks", 1, 2)[0], expected)

@@ -454,7 +454,65 @@ CASES = {
         },
         gguf=False,
     ),
+    "gpt_oss": Case(
+        config={
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "sliding_window": 12,
+            "rope_theta": 1024.0,
+            "rope_scaling": {**YARN, "truncate": False},
+            "attention_bias": True,
+        },
+        silent=("attention_bias",),
+    ),
+    "gpt_oss_options": Case(
+        config={
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "swiglu_alpha": 0.75,
+            "swiglu_limit": 0.5,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+        },
+        gguf=False,
+    ),
+    "gpt_oss_mxfp4": Case(
+        config={
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "head_dim": 16,
+            "intermediate_size": 32,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 12,
+            "quantization_config": {"quant_method": "mxfp4"},
+        },
+        silent=("quantization_config",),
+    ),
 }
+
+
+def packed_mxfp4(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """The tensors that a folder has in place of the experts' matrices."""
+    packed = {}
+    for name, shape in shapes.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            packed[name] = shape
+            continue
+        experts, inputs, outputs = shape
+        packed[f"{name}_blocks"] = torch.Size((experts, outputs, inputs // 32, 16))
+        packed[f"{name}_scales"] = torch.Size((experts, outputs, inputs // 32))
+    return packed
 
 
 def draw_weights(shapes: dict[str, torch.Size], seed: int, gains_less_one: bool) -> dict[str, torch.Tensor]:
@@ -463,8 +521,12 @@ def draw_weights(shapes: dict[str, torch.Size], seed: int, gains_less_one: bool)
     weights = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
-        if name.endswith(".bias"):
+        if name.endswith(("bias", "sinks")):
             weights[name] = noise / 2
+        elif name.endswith("_blocks"):
+            weights[name] = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        elif name.endswith("_scales"):
+            weights[name] = torch.randint(122, 126, shape, generator=generator, dtype=torch.uint8)
         elif "norm" in name:
             last = name in ("model.norm.weight", "model.final_layernorm.weight")
             weights[name] = noise / 4 + (1 if last else 0) + (0 if gains_less_one else 1)
@@ -473,7 +535,8 @@ def draw_weights(shapes: dict[str, torch.Size], seed: int, gains_less_one: bool)
         else:
             gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
             weights[name] = gain * noise / shape[-1] ** 0.5
-    return {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    packed = {name: weight for name, weight in weights.items() if weight.dtype == torch.uint8}
+    return {name: weight.to(torch.bfloat16) for name, weight in weights.items()} | packed
 
 
 @torch.no_grad()
@@ -527,6 +590,8 @@ def make(name: str, case: Case, seed: int) -> None:
     shapes = {key: value.shape for key, value in revert_weight_conversion(blank, blank.state_dict()).items()}
     if blank.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
+    if case.config.get("quantization_config"):
+        shapes = packed_mxfp4(shapes)
     weights = draw_weights(shapes, seed, case.gains_less_one)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     prompt = np.random.default_rng(seed).integers(3, config["vocab_size"], LENGTH).astype(np.int32)

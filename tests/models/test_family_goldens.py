@@ -113,7 +113,8 @@ def test_family(case):
 
 def test_no_family_is_without_a_golden():
     folders = [path.parent for path in GOLDEN.glob("*/*/config.json")]
-    proven = {family_for(json.loads((folder / "config.json").read_text())).name for folder in folders}
+    configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    proven = {family_for(config).name for config in configs if "architectures" in config}
     assert proven == {family.name for family in FAMILIES}
 
 
