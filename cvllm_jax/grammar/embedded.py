@@ -21,7 +21,7 @@ def in_json_string(grammar: TextGrammar, without: str = "") -> str:
     """An expression, for a Lark grammar, of what stands between the quotes of JSON strings whose texts are the
     grammar's.
 
-    Characters that need no escape have none.
+    Characters that need no escape have none, but for those beyond ASCII where any may stand: they may have one.
 
     Arguments:
         without: ASCII characters that are always escaped.

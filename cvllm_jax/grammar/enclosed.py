@@ -177,7 +177,20 @@ class _Rewriter:
 
     def _goes_on(self, terminal: Node) -> bool:
         """Whether a terminal may go on with the first character of what closes the text."""
-        return not isinstance(self._source.terminal(terminal), Text) and self._has(terminal, self._close[0])
+        return self._has(terminal, self._close[0]) and not self._is_fixed(terminal)
+
+    def _is_fixed(self, terminal: Node) -> bool:
+        """Whether all texts of a terminal have the same length."""
+        match self._source.terminal(terminal):
+            case Pattern(part):
+                return self._is_fixed(part)
+            case Sequence(parts):
+                return all(map(self._is_fixed, parts))
+            case Repeat(part, least, most):
+                return least == most and self._is_fixed(part)
+            case Text() | Characters():
+                return True
+        return False
 
     def _has(self, terminal: Node, character: str) -> bool:
         match self._source.terminal(terminal):

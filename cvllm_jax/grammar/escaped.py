@@ -3,6 +3,9 @@
 The engine reads terminals byte by byte, and each goes on as long as it can. Where one may go on with some escape, it
 takes the backslash of any: so a backslash belongs to the terminal before it, and a terminal that begins with an escape
 comes without. Which of them comes how is a state that goes from terminal to terminal.
+
+The same holds of the "u" of escapes by code. There a terminal that may go on with some of them is let have no others
+after it: that takes neighbouring terminals that tell control characters apart, other than line breaks and tabs.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from enum import IntEnum
 from cvllm_jax.grammar.errors import GrammarError
 from cvllm_jax.grammar.lark_syntax import LarkSource
 from cvllm_jax.grammar.rule_walk import RuleWalk, Steps
-from cvllm_jax.grammar.syntax_tree import Choice, Node, Pattern, Repeat, Sequence, Symbol, Text
+from cvllm_jax.grammar.syntax_tree import And, Choice, Node, Not, Pattern, Repeat, Sequence, Symbol, Text
 from cvllm_jax.grammar.text_encoding import TextEncoding, times
 
 __all__ = ["escaped_rules"]
@@ -47,6 +50,9 @@ class _Rewriter:
         self._source = source
         self._encoding = encoding
         self._walk = RuleWalk[_State](source, self._after_terminal, Steps(MAX_STEPS))
+        ignored = tuple(source.ignored)
+        self._ignored = Repeat(Choice(ignored), 1, None) if ignored else None
+        self._not_ignored: dict[int, Node] = {}
         self._rests: dict[int, Node | None] = {}
         self._kept: list[object] = []
         """What is known by its id lives on."""
@@ -152,7 +158,8 @@ class _Rewriter:
     def _after_terminal(self, node: Node, lazy: bool, states: frozenset[_State]) -> frozenset[_State]:
         found = states if self._source.may_be_empty(node) else frozenset[_State]()
         for state in states:
-            found = found.union(*(self._directly(node, lazy, it) for it in self._ignoring(state)))
+            used = node if state == _State.NOTHING else self._but_for_ignored(node)
+            found = found.union(*(self._directly(used, lazy, it) for it in self._ignoring(state)))
         return found
 
     def _directly(self, node: Node, lazy: bool, begin: _State) -> frozenset[_State]:
@@ -162,15 +169,10 @@ class _Rewriter:
         return frozenset({_State.BETWEEN} if lazy else {_State.BETWEEN, _State.BEGUN})
 
     def _ignoring(self, begin: _State) -> frozenset[_State]:
-        """The states in which a terminal may begin, after any number of ignored ones."""
-        found = frozenset({begin})
-        if begin == _State.NOTHING:
-            return found
-        before: frozenset[_State] = frozenset()
-        while before != found:
-            before = found
-            found = found.union(*(self._directly(it, False, state) for it in self._source.ignored for state in found))
-        return found
+        """The states in which a terminal may begin, with something ignored before it or nothing."""
+        if self._ignored is None or begin == _State.NOTHING:
+            return frozenset({begin})
+        return frozenset({begin}) | self._directly(self._ignored, False, begin)
 
     def _rest(self, node: Node) -> Node | None:
         if id(node) not in self._rests:
@@ -180,25 +182,24 @@ class _Rewriter:
 
     def _terminal(self, node: Node, lazy: bool, begin: _State, end: _State) -> str:
         options = ['""'] if begin == end != _State.BETWEEN and self._source.may_be_empty(node) else []
-        for state in sorted(self._ignoring(begin)):
-            if end in self._directly(node, lazy, state):
-                options.append(f"{self._ignored(begin, state)} {self._written(node, lazy, state, end)}".strip())
+        used = node if begin == _State.NOTHING else self._but_for_ignored(node)
+        if end in self._directly(used, lazy, begin):
+            options.append(self._written(used, lazy, begin, end))
+        if self._ignored is not None and begin != _State.NOTHING:
+            for state in sorted(self._directly(self._ignored, False, begin)):
+                if end in self._directly(used, lazy, state):
+                    ignored = self._written(self._ignored, False, begin, state)
+                    options.append(f"{ignored} {self._written(used, lazy, state, end)}")
         return f"({' | '.join(options)})" if len(options) > 1 else options[0]
 
-    def _ignored(self, begin: _State, end: _State) -> str:
-        if not self._source.ignored or begin == _State.NOTHING:
-            return ""
-
-        def options() -> str:
-            more = [
-                f"{self._ignored(begin, state)} {self._written(it, False, state, end)}"
-                for state in sorted(self._ignoring(begin))
-                for it in self._source.ignored
-                if end in self._directly(it, False, state)
-            ]
-            return " | ".join([*['""'] * (begin == end), *more])
-
-        return self._new(("ignored", begin, end), options)
+    def _but_for_ignored(self, node: Node) -> Node:
+        """A terminal without the texts that are ignored where it may stand: so the engine reads them."""
+        if self._ignored is None:
+            return node
+        if id(node) not in self._not_ignored:
+            self._kept.append(node)
+            self._not_ignored[id(node)] = And((node, Not(self._ignored)))
+        return self._not_ignored[id(node)]
 
     def _written(self, node: Node, lazy: bool, begin: _State, end: _State) -> str:
         """A terminal by itself."""

@@ -33,6 +33,10 @@ class ForbiddenTexts:
         self._relevant = sorted(set("".join(self._forbidden)))
         self._steps = Steps(MAX_STEPS)
         self._held = False
+        self._reads: dict[tuple[str, str], str | None] = {}
+        self._terminals: dict[tuple[int, _State], _States] = {}
+        self._kept: list[Node] = []
+        """What is known by its id lives on."""
 
     def within(self, terminal: Node) -> bool:
         """Whether a terminal may have a forbidden text in it."""
@@ -62,15 +66,23 @@ class ForbiddenTexts:
 
     def _read(self, state: str, character: str) -> str | None:
         """The state after one more character; None at the end of a forbidden text."""
-        text = state + character
-        if text.endswith(self._forbidden):
-            return None
-        rests = (text[at:] for at in range(len(text)))
-        return next((rest for rest in rests if any(it.startswith(rest) for it in self._forbidden)), "")
+        if (state, character) not in self._reads:
+            text = state + character
+            rests = (text[at:] for at in range(len(text)))
+            begun = next((rest for rest in rests if any(it.startswith(rest) for it in self._forbidden)), "")
+            self._reads[state, character] = None if text.endswith(self._forbidden) else begun
+        return self._reads[state, character]
 
     def _after_terminal(self, node: Node, lazy: bool, states: _States) -> _States:
         """After a terminal, and after what is ignored behind it."""
-        found = _begun(self._of_terminal(node, _begun(states)))
+        self._kept.append(node)
+        for state in states:
+            if (id(node), state) not in self._terminals:
+                self._terminals[id(node), state] = self._after_one(node, frozenset({state}))
+        return frozenset[_State]().union(*(self._terminals[id(node), state] for state in states))
+
+    def _after_one(self, node: Node, states: _States) -> _States:
+        found = _begun(self._of_terminal(node, states))
         before: _States = frozenset()
         while before != found:
             before = found

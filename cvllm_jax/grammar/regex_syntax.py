@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cvllm_jax.errors import shown
 from cvllm_jax.grammar.errors import GrammarError
@@ -67,7 +67,7 @@ _PROPERTIES = {
     frozenset[str](),
 )
 
-ANY = Characters(r"\x{0}-\x{10ffff}", ASCII, True)
+ANY = Characters(r"\x{0}-\x{10ffff}", ASCII, True, all_others=True)
 """Any character."""
 
 
@@ -158,7 +158,7 @@ class _Reader:
         if character == ".":
             if self._flags.dot_matches_newline:
                 return ANY
-            return Characters(r"[^\n]", ASCII - {"\n"}, True)
+            return Characters(r"[^\n]", ASCII - {"\n"}, True, all_others=True)
         if character in "*+?{":
             raise self.refusal("a repetition of nothing", start)
         return self._with_case(_set(self._escape(start) if character == "\\" else character))
@@ -214,11 +214,14 @@ class _Reader:
             source = f"[{held.source}]{operator}[{right.source}]"
             match operator:
                 case "&&":
-                    held = Characters(source, held.ascii & right.ascii, held.others and right.others)
+                    others, all_others = held.others and right.others, held.all_others and right.all_others
+                    held = Characters(source, held.ascii & right.ascii, others, all_others)
                 case "--":
-                    held = Characters(source, held.ascii - right.ascii, held.others)
+                    others, all_others = held.others and not right.all_others, held.all_others and not right.others
+                    held = Characters(source, held.ascii - right.ascii, others, all_others)
                 case _:
-                    held = Characters(source, held.ascii ^ right.ascii, held.others or right.others)
+                    others = not (held.all_others and right.all_others) and (held.others or right.others)
+                    held = Characters(source, held.ascii ^ right.ascii, others)
         if not self._take("]"):
             raise self.refusal("an unmatched '['", start)
         self._depth -= 1
@@ -312,7 +315,7 @@ class _Reader:
         if not self._flags.ignore_case:
             return held
         both = {other for it in held.ascii for other in (it.lower(), it.upper())}
-        return Characters(held.source, frozenset(both), held.others, ignore_case=True)
+        return replace(held, ascii=frozenset(both), ignore_case=True)
 
     def _skip(self) -> None:
         """Read what has no meaning where patterns are verbose."""
@@ -352,12 +355,17 @@ def _set(item: str | Characters) -> Characters:
 
 
 def _union(items: list[Characters]) -> Characters:
+    sources = {item.source for item in items}
+    if any(f"[^{source}]" in sources for source in sources):  # a class and its opposite
+        return ANY
     return Characters(
         "".join(item.source for item in items),
         frozenset[str]().union(*(item.ascii for item in items)),
         any(item.others for item in items),
+        any(item.all_others for item in items),
     )
 
 
 def _negated(held: Characters) -> Characters:
-    return Characters(f"[^{held.source}]", ASCII - held.ascii, True, held.ignore_case)
+    source, others = f"[^{held.source}]", not held.all_others
+    return Characters(source, ASCII - held.ascii, others, not held.others, held.ignore_case)

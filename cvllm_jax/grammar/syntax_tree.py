@@ -33,6 +33,8 @@ class Characters:
     """Those of its characters that are ASCII."""
     others: bool
     """It may have others."""
+    all_others: bool = False
+    """It has all others."""
     ignore_case: bool = False
 
     def has(self, character: str) -> bool:

@@ -27,11 +27,20 @@ from cvllm_jax.grammar.syntax_tree import (
 
 __all__ = ["PLAIN", "TextEncoding", "json_string", "times"]
 
+# Codes of characters that are not ASCII, as pairs where they need more than four digits.
+_CODES = (
+    "u(?:00[89a-f][0-9a-f]|0[1-9a-f][0-9a-f]{2}|[1-9a-cef][0-9a-f]{3}|d[0-7][0-9a-f]{2}"
+    r"|d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})"
+)
 _SHORT = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", '"': '"', "\\": "\\"}
 
 
 class TextEncoding:
-    """Writes each of ``escaped``, ASCII characters, as JSON escapes it and all others as they are."""
+    """Writes each of ``escaped``, ASCII characters, as JSON escapes it and all others as they are.
+
+    With any escapes, a character that may be any of those that are not ASCII may stand as an escape, too: some models
+    write them so.
+    """
 
     def __init__(self, escaped: Iterable[str] = ()) -> None:
         self._escaped = frozenset(escaped)
@@ -86,7 +95,7 @@ class TextEncoding:
         such text."""
         match node:
             case Characters():
-                return EscapeRest(node) if node.ascii & self._escaped else None
+                return EscapeRest(node) if self._has_escapes(node) else None
             case Text(text):
                 if not text or text[0] not in self._escaped:
                     return None
@@ -125,10 +134,13 @@ class TextEncoding:
         escaped = held.ascii & self._escaped
         inside = f"[{held.source}&&[^{self._without}]]" if escaped else f"[{held.source}]"
         plain = f"(?i:{inside})" if held.ignore_case else inside
-        if not escaped:
+        if not self._has_escapes(held):
             return plain
         escapes = rf"\\(?:{self._escapes(held)})"
         return f"(?:{plain}|{escapes})" if held.others or held.ascii - escaped else escapes
+
+    def _has_escapes(self, held: Characters) -> bool:
+        return bool(self._escaped) and (held.all_others or not self._escaped.isdisjoint(held.ascii))
 
     def _escapes(self, held: Characters) -> str:
         """A pattern of escapes without their backslash."""
@@ -138,6 +150,8 @@ class TextEncoding:
         codes = [f"{ord(it):02x}" for it in escaped if it not in _SHORT]
         for first, same in groupby(codes, key=lambda code: code[0]):
             options.append(rf"u00{first}[{''.join(code[1] for code in same)}]")
+        if held.all_others:
+            options.append(_CODES)
         return f"(?:{'|'.join(options)})"
 
     def _spelled(self, character: str) -> str:
