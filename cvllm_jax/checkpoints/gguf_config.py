@@ -81,7 +81,8 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         )
     heads = config["num_attention_heads"]
     head_dim = read.optional_size("attention.key_length") or config["hidden_size"] // heads
-    if head_dim < 1 or (read.optional_size("attention.value_length") or head_dim) != head_dim:
+    value_dim = read.optional_size("attention.value_length") or head_dim
+    if head_dim < 1 or (value_dim != head_dim and not architecture.values_in_keys):
         raise ModelLoadError(f"{file.path}: keys and values of different or no size are not supported")
     embedding = tensors.get("token_embd.weight")
     config |= {

@@ -13,7 +13,8 @@ def show_models() -> None:
     """Print the families with their names in both formats, and what the tests compare each with."""
     gguf: dict[str, list[str]] = {}
     for (name, _), architecture in gguf_architectures().items():
-        gguf.setdefault(architecture.architecture, []).append(name)
+        for variant in (architecture.architecture, *architecture.variants):
+            gguf.setdefault(variant, []).append(name)
     rows = [("architecture", "GGUF", "tested by")]
     for family in FAMILIES:
         names = [name for architecture in family.architectures for name in gguf.get(architecture, ())]

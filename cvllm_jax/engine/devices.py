@@ -141,6 +141,7 @@ def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometr
         page_size=config.page_size,
         dtype=dtype,
         cache_dtype=jnp.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,
+        shares_values=model.shares_values,
         experts=None if model.experts is None else ExpertGeometry(model.hidden_size, *model.experts),
     )
 

@@ -45,6 +45,8 @@ class Geometry:
     rotary_dim: int | None = None
     """Dimensions of a head that are rotated; None for all."""
     experts: ExpertGeometry | None = None
+    shares_values: bool = False
+    """Whether values are a part of the keys and have no pages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,8 @@ def choose_kernels(
         "kv_write": kv_write.choose_implementation(qkv, rope, pages, device=device),
     }
     trials = {"attention": _attend, "kv_write": _write}
+    if geometry.shares_values:
+        choices = dict.fromkeys(trials, Choice("xla", "there is no kernel for latent attention yet"))
     if geometry.experts is not None:
         choices["experts"] = choose_for_experts(geometry.experts, geometry.dtype, device)
         trials["experts"] = _multiply_by_expert
@@ -127,7 +131,8 @@ def choose_matmul(
 def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Array] = jnp.zeros) -> KvPages:
     """The cache of one layer; ``zeros(shape, dtype)`` makes its arrays."""
     shape = (num_pages, geometry.kv_heads, geometry.page_size, geometry.head_dim)
-    k, v = zeros(shape, geometry.cache_dtype), zeros(shape, geometry.cache_dtype)
+    of_values = (*shape[:3], 0) if geometry.shares_values else shape
+    k, v = zeros(shape, geometry.cache_dtype), zeros(of_values, geometry.cache_dtype)
     if geometry.cache_dtype != jnp.float8_e4m3fn:
         return KvPages(k, v)
     return KvPages(k, v, zeros(shape[:3], jnp.float32), zeros(shape[:3], jnp.float32))

@@ -35,6 +35,7 @@ class BertConfig:
     layer_norm_eps: float
     activation: str
     experts: None = None
+    shares_values: bool = False
 
     @property
     def num_key_value_heads(self) -> int:

@@ -43,6 +43,7 @@ class DecoderConfig:
     windows: tuple[int | None, ...]
     """The latest positions that each layer attends to; None for all."""
     experts: ExpertSizes | None = None
+    shares_values: bool = False
 
     @property
     def rotary_dim(self) -> int:

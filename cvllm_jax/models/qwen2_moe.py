@@ -93,7 +93,7 @@ class Qwen2Moe(Decoder):
                 Router(c.hidden_size, experts.experts, experts.chosen, normalize=c.normalize_weights),
                 Experts(experts, c.hidden_size, dtype=dtype, activation=Glu(c.activation)),
                 shared=mlp(c.shared_hidden),
-                shared_gate=Linear(c.hidden_size, 1, dtype=dtype, spec=P()),
+                shared_gate=Linear(c.hidden_size, 1, dtype=dtype, spec=P(None, None)),
             )
             return MoeBlock(norm(), attention, norm(), moe)
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.models.bert import Bert, BertConfig
+from cvllm_jax.models.deepseek import Deepseek, DeepseekV2Config, DeepseekV3Config
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
@@ -63,6 +64,11 @@ class ModelConfig(Protocol):
     @property
     def experts(self) -> ExpertSizes | None:
         """Of layers that are mixtures of experts; None if there are none."""
+        ...
+
+    @property
+    def shares_values(self) -> bool:
+        """Whether values are a part of the keys, so that the cache has no pages for them (latent attention)."""
         ...
 
 
@@ -120,6 +126,8 @@ FAMILIES = (
     _causal("qwen3_moe", "Qwen3MoeForCausalLM", config=Qwen3MoeConfig, module=Qwen3Moe),
     _causal("qwen2_moe", "Qwen2MoeForCausalLM", config=Qwen2MoeConfig, module=Qwen2Moe),
     _causal("gpt_oss", "GptOssForCausalLM", config=GptOssConfig, module=GptOss),
+    _causal("deepseek_v2", "DeepseekV2ForCausalLM", config=DeepseekV2Config, module=Deepseek),
+    _causal("deepseek_v3", "DeepseekV3ForCausalLM", config=DeepseekV3Config, module=Deepseek),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),

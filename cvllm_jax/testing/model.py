@@ -53,6 +53,7 @@ class ScriptedConfig:
     rotary_dim: int = HEAD_DIM
     context_length: int = CONTEXT_LENGTH
     experts: None = None
+    shares_values: bool = False
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> ScriptedConfig:

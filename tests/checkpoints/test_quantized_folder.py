@@ -180,7 +180,7 @@ def test_blocks_of_mxfp4_without_their_scales_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "mxfp4"}}))
     for tensors, message in (
         ({"x_blocks": blocks}, "x_blocks has no x_scales beside it"),
-        ({"x_blocks": blocks, "x_scales": scales[:, :3]}, r"are U8\[2, 4, 3, 16\] and U8\[2, 3, 3\], which is no MXFP4"),
+        ({"x_blocks": blocks, "x_scales": scales[:, :3]}, r"U8\[2, 4, 3, 16\] and U8\[2, 3, 3\], which is no MXFP4"),
         ({"x_blocks": blocks, "x_scales": scales.astype(np.float32)}, "which is no MXFP4"),
     ):
         save_file({n: np.ascontiguousarray(tensor) for n, tensor in tensors.items()}, tmp_path / "model.safetensors")

@@ -29,7 +29,7 @@ LENGTH = 48
 @dataclass(frozen=True, kw_only=True)
 class Case:
     config: dict[str, Any]
-    """What differs from BASE; None leaves a key out. Each option here must change the logits."""
+    """What differs from BASE; None leaves a key out, ... stands for null. Each option here must change the logits."""
     silent: tuple[str, ...] = ()
     """Keys of ``config`` that do not have to."""
     gains_less_one: bool = False
@@ -53,6 +53,14 @@ BASE = {
     "torch_dtype": "bfloat16",
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
 CASES = {
     "qwen2": Case(
         config={
@@ -499,6 +507,91 @@ CASES = {
         },
         silent=("quantization_config",),
     ),
+    "deepseek_v2": Case(
+        config={
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            "num_hidden_layers": 3,
+            **LATENT,
+            "rope_theta": 1024.0,
+            "rope_scaling": {**YARN, "mscale": 0.5, "mscale_all_dim": 0.5},
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 6,
+            "n_shared_experts": 3,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "routed_scaling_factor": 2.0,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+        },
+        silent=("num_key_value_heads",),
+    ),
+    "deepseek_v2_options": Case(
+        config={
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            **LATENT,
+            "q_lora_rank": ...,
+            "rope_theta": 1024.0,
+            "rope_scaling": {**YARN, "mscale": 0.75, "mscale_all_dim": 0.25},
+            "hidden_act": "relu",
+            "attention_bias": True,
+            "mlp_bias": True,
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "tie_word_embeddings": True,
+        },
+        silent=("num_key_value_heads",),
+        gguf=False,
+    ),
+    "deepseek_v3": Case(
+        config={
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "model_type": "deepseek_v3",
+            "num_hidden_layers": 3,
+            **LATENT,
+            "rope_theta": 1024.0,
+            "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": True,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+        },
+        silent=("num_key_value_heads", "norm_topk_prob", "scoring_func", "topk_method"),
+    ),
+    "deepseek_v3_options": Case(
+        config={
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "model_type": "deepseek_v3",
+            **LATENT,
+            "q_lora_rank": ...,
+            "rope_interleave": False,
+            "hidden_act": "relu",
+            "attention_bias": True,
+            "first_k_dense_replace": 0,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": True,
+        },
+        silent=("num_key_value_heads",),
+        gguf=False,
+    ),
 }
 
 
@@ -584,7 +677,8 @@ def make(name: str, case: Case, seed: int) -> None:
     folder = HERE / "families" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    config = {key: value for key, value in {**BASE, **case.config}.items() if value is not None}
+    said = {key: value for key, value in {**BASE, **case.config}.items() if value is not None}
+    config = {key: None if value is ... else value for key, value in said.items()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     blank = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {key: value.shape for key, value in revert_weight_conversion(blank, blank.state_dict()).items()}

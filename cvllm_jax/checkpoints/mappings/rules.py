@@ -86,6 +86,8 @@ class GgufArchitecture:
     """``general.architecture``."""
     architecture: str
     """The class name in transformers."""
+    variants: tuple[str, ...] = ()
+    """Other classes that ``derive`` may name in its place."""
     experts: str | None = None
     """What ``config.json`` calls the number of experts; None: the architecture is the one without."""
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -96,5 +98,7 @@ class GgufArchitecture:
     """Further keys of ``config.json`` that are true where the file has a tensor of the name beside them."""
     norm_eps: str = "rms_norm_eps"
     """What ``config.json`` calls the number that keeps norms from dividing by zero."""
+    values_in_keys: bool = False
+    """Whether heads are those of latent attention, whose values are a part of their keys."""
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """Further keys of ``config.json`` from the others, where llama.cpp has them in its code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -11,10 +12,18 @@ from cvllm_jax.models.layers.attention import Attention, BlockBatch
 from cvllm_jax.models.layers.rope import RopeTables
 from pallas_kernels.kv_write import KvPages
 
-__all__ = ["ParallelBlock", "PreNormBlock", "SandwichBlock"]
+__all__ = ["ParallelBlock", "PreNormBlock", "SandwichBlock", "SelfAttention"]
 
 #: A norm or a feed-forward block.
 type Part = Callable[[Float[Array, "T D"]], Float[Array, "T D"]]
+
+
+class SelfAttention(Protocol):
+    """:class:`Attention`, or a module that is called like it."""
+
+    def __call__(
+        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
+    ) -> tuple[Float[Array, "T D"], KvPages]: ...
 
 
 class PreNormBlock(nnx.Module):
@@ -25,7 +34,7 @@ class PreNormBlock(nnx.Module):
     """
 
     def __init__(
-        self, attention_norm: Part, attention: Attention, mlp_norm: Part, mlp: Part, *, residual_scale: float = 1.0
+        self, attention_norm: Part, attention: SelfAttention, mlp_norm: Part, mlp: Part, *, residual_scale: float = 1.0
     ) -> None:
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp

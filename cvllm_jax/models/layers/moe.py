@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from cvllm_jax.models.layers.activation import ACTIVATIONS
-from cvllm_jax.models.layers.attention import Attention, BlockBatch
-from cvllm_jax.models.layers.blocks import Part
+from cvllm_jax.models.layers.attention import BlockBatch
+from cvllm_jax.models.layers.blocks import Part, SelfAttention
 from cvllm_jax.models.layers.rope import RopeTables
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.kv_write import KvPages
@@ -188,7 +188,7 @@ class MoeMlp(nnx.Module):
 class MoeBlock(nnx.Module):
     """As :class:`cvllm_jax.models.layers.PreNormBlock`, with a mixture of experts for feed-forward."""
 
-    def __init__(self, attention_norm: Part, attention: Attention, mlp_norm: Part, mlp: MoeMlp) -> None:
+    def __init__(self, attention_norm: Part, attention: SelfAttention, mlp_norm: Part, mlp: MoeMlp) -> None:
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
 
