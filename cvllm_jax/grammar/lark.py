@@ -86,10 +86,12 @@ def tool_calls(grammar: ToolCallGrammar, call: str, control_tokens: Mapping[str,
         until = "until"
         rules += f"until[lazy]: UNTIL\nUNTIL: BEFORE_CALL {quoted(grammar.trigger)}\n"
         rules += f"BEFORE_CALL: /(?s:.*)/{_without(grammar.not_in_text)}\n"
-    framed = bool(grammar.opening or grammar.closing)
-    calls = f"calls: {until} {rest} json {end} {more if framed else ''} {closing}\n"
-    times = "*" if grammar.parallel and not framed else "?"
-    return f"{rules}{calls}answer: calls{times} TEXT\nTEXT: {text}\n"
+    # Messages have their calls after their text. A model that was kept from the call that it meant would go on with the
+    # rest of that one, as text.
+    if not (grammar.opening or grammar.closing):
+        more = "(GAP call)*" if grammar.parallel else ""
+    calls = f"calls: {until} {rest} json {end} {more} {closing} GAP\nGAP: /\\s{{0,4}}/\n"
+    return f"{rules}{calls}answer: calls | TEXT\nTEXT: {text}\n"
 
 
 def _without(patterns: Sequence[str]) -> str:

@@ -114,8 +114,8 @@ def tool_call_grammar(
             may be empty.
         separator: what stands between two calls.
         tools: names with the schema of their arguments, which are an object always.
-        at_least_one: the answer is calls and nothing else. Otherwise it is free text, in which ``trigger`` starts a
-            call; without one, it is calls or text that does not begin like JSON.
+        at_least_one: the answer is calls and nothing else. Otherwise it is free text, at whose end ``trigger`` may
+            start calls; without one, it is calls or text that does not begin like JSON.
         parallel: more than one call is allowed.
         opening, closing: what stands around all calls together.
         trigger: what ``opening`` and ``begin`` together begin with, and text must not have in it; by default all of

@@ -65,12 +65,13 @@ def test_one_call_alone(takes, compiler, tokenizer):
 
 def test_calls_amid_text(takes):
     grammar = hermes(at_least_one=False)
-    for text in ("", "no call", f"so: {wrapped(CALL)}", f"{wrapped(CALL)} and {wrapped(OTHER)} done", "<tool", "{"):
+    both = f"so: {wrapped(CALL)}\n{wrapped(OTHER)}"
+    for text in ("", "no call", f"so: {wrapped(CALL)}", both, f"{both}\n\n", "<tool", "{"):
         assert takes(grammar, text)
-    for text in ("<tool_call>", "<tool_call> no", wrapped("{}"), "a <tool_call>\nb"):
+    for text in ("<tool_call>", "<tool_call> no", wrapped("{}"), "a <tool_call>\nb", f"{both} done"):
         assert not takes(grammar, text)
     single = hermes(at_least_one=False, parallel=False)
-    assert takes(single, f"so: {wrapped(CALL)} done")
+    assert takes(single, f"so: {wrapped(CALL)}")
     assert not takes(single, wrapped(CALL) * 2)
 
 
