@@ -220,16 +220,21 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
             if name + SCALES in targets:
                 target = replace(target, scales=targets[name + SCALES], offsets=name + OFFSETS in targets)
             plan.append(target)
+    layers = checkpoint.config.get("num_hidden_layers", 0)
     unneeded = [
-        _pattern(_name(source))
+        (_pattern(_name(source)), rule.target is None or rule.may_be_unused)
         for rule in rules
-        if rule.target is None or rule.may_be_unused
+        if rule.target is None or rule.may_be_unused or rule.may_have_more_layers
         for source in _sources(rule, checkpoint.format)
     ]
     extra = [
         name
         for name in checkpoint.tensors
-        if name not in used and not any(pattern.fullmatch(name) for pattern in unneeded)
+        if name not in used
+        and not any(
+            (match := pattern.fullmatch(name)) and (anywhere or int(match.groupdict().get("i", -1)) >= layers)
+            for pattern, anywhere in unneeded
+        )
     ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:_LISTED])}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from cvllm_jax.checkpoints.mappings.decoder import ATTENTION_OUTPUT, ENDS, GATED_MLP, NORMS, experts, modules
 from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture, Rule, Stacked
 
-__all__ = ["GGUF", "RULES"]
+__all__ = ["GGUF", "LAYERS", "RULES"]
 
 _SIGMOID = 2  # of llama.cpp's gating functions
 
@@ -59,7 +58,7 @@ GGUF = GgufArchitecture(
 )
 
 _KV_B = "layers.{i}.attention.kv_b"
-_LAYERS = (
+LAYERS = (
     *modules("layers.{i}.attention.q", ("self_attn.q_b_proj",), ("attn_q_b",)),
     *modules("layers.{i}.attention.q", ("self_attn.q_proj",), ("attn_q",)),
     *modules("layers.{i}.attention.q_a", ("self_attn.q_a_proj",), ("attn_q_a",)),
@@ -86,11 +85,4 @@ _LAYERS = (
     *NORMS,
 )
 
-#: What V3 has behind its last layer to predict further tokens with, beside the parts of a layer.
-_FURTHER = ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")
-
-RULES = (
-    *ENDS,
-    *(replace(rule, may_be_unused=True) for rule in _LAYERS),
-    Rule(target=None, hf=tuple(f"model.layers.{{i}}.{name}.weight" for name in _FURTHER)),
-)
+RULES = (*ENDS, *LAYERS)

@@ -76,6 +76,8 @@ class Rule:
     gguf: tuple[Source, ...] = ()
     may_be_unused: bool = False
     """The sources may be there without being wanted, like the head of a model with tied embeddings."""
+    may_have_more_layers: bool = False
+    """The same of sources whose layer comes after those that the configuration counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
