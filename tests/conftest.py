@@ -1,5 +1,6 @@
 """What all tests share: the CPU, one folder of compiled steps, and small engines that are ready to use."""
 
+import gc
 import os
 import signal
 import sys
@@ -101,3 +102,16 @@ def demo_model_path():
     if path is None:
         pytest.skip(f"the demo model is not installed: {DEMO_INSTALL_COMMAND}")
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Let go of compiled programs before they are too many for one process: Linux gives it 65,530 maps, and XLA
+    crashes where it gets no more."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
