@@ -122,8 +122,8 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         match grammar:
-            case LarkGrammar(text):
-                return LLMatcher.grammar_from_lark(text)
+            case LarkGrammar(text, ends):
+                return LLMatcher.grammar_from_lark(text if ends else f"{text}\n{lark.NOT_FORCING}")
             case RegexGrammar(pattern):
                 return LLMatcher.grammar_from_regex(rewrite_pattern(pattern, whole=True))
             case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvllm_jax.grammar import lark
 from cvllm_jax.grammar.compiler import complaint
 from cvllm_jax.grammar.enclosed import enclosed
 from cvllm_jax.grammar.errors import GrammarError
@@ -29,7 +30,7 @@ def in_json_string(grammar: TextGrammar, without: str = "") -> str:
     Raises:
         GrammarError: the grammar is invalid, or cannot be a part of another one.
     """
-    return f"%lark {{\n{escaped_rules(_read(grammar), json_string(without))}}}"
+    return _nested(escaped_rules(_read(grammar), json_string(without)), grammar)
 
 
 def up_to(close: str, grammar: TextGrammar, forbidden: tuple[str, ...], *, strips: bool = False) -> str:
@@ -43,7 +44,7 @@ def up_to(close: str, grammar: TextGrammar, forbidden: tuple[str, ...], *, strip
         GrammarError: as :func:`in_json_string`; or the grammar's texts would not always be read as they are.
     """
     source, after = enclosed(_read(grammar), close, forbidden, strips=strips)
-    return f"%lark {{\n{_rules(source)}}} {after}"
+    return f"{_nested(_rules(source), grammar)} {after}"
 
 
 def _read(grammar: TextGrammar) -> LarkSource:
@@ -55,6 +56,11 @@ def _read(grammar: TextGrammar) -> LarkSource:
     if message := complaint(definition):
         raise GrammarError(message)
     return read_lark(definition)
+
+
+def _nested(rules: str, grammar: TextGrammar) -> str:
+    """The rules with names of their own. A pattern always comes to an end; rules may force text without end."""
+    return f"%lark {{\n{rules}{lark.NOT_FORCING if grammar.syntax == 'lark' else ''}}}"
 
 
 def _rules(source: LarkSource) -> str:

@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from cvllm_jax.grammar.patterns import literal
 from cvllm_jax.grammar.spec import ToolCallGrammar
 
-__all__ = ["after_text", "around", "cut", "marked", "quoted", "tool_calls"]
+__all__ = ["NOT_FORCING", "after_text", "around", "cut", "marked", "quoted", "tool_calls"]
+
+NOT_FORCING = '%llguidance {"no_forcing": true}\n'
+"""In a grammar or a part of one: the engine never goes on by itself with what is the only way to go on."""
 
 
 def quoted(text: str) -> str:

@@ -51,6 +51,9 @@ class LarkGrammar:
     """Text of a context-free grammar in the Lark dialect of llguidance, whose first rule is ``start``."""
 
     text: str
+    ends: bool = False
+    """Whatever has been written, the grammar lets it come to an end. Only then is text that nothing else can follow
+    written without asking the model: a grammar such as ``start: /a+/ "a"`` has no end of such text."""
 
 
 @dataclass(frozen=True, slots=True)

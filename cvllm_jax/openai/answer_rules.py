@@ -58,7 +58,7 @@ def answer_grammar(
         until, more = _until("thought", thinking.closing, control_tokens)
         rules += f"{more}before: {until} BREAKS\nBREAKS: /\\n{{0,2}}/\n"
         before = "before " if thinking.begun else f"({lark.marked(thinking.opening, control_tokens)} before)? "
-    return LarkGrammar(f"start: {before}({' | '.join(bodies)})\n{rules}")
+    return LarkGrammar(f"start: {before}({' | '.join(bodies)})\n{rules}", ends=True)
 
 
 def harmony_grammar(
@@ -79,7 +79,7 @@ def harmony_grammar(
     until, more = _until("thought", "<|end|>", control_tokens)
     start = lark.marked("<|start|>assistant", control_tokens)
     rules += f'{more}analysis: {channel} "analysis" {message} {until} {start}\n'
-    return LarkGrammar(f"start: analysis* ({' | '.join(bodies)})\n{rules}")
+    return LarkGrammar(f"start: analysis* ({' | '.join(bodies)})\n{rules}", ends=True)
 
 
 def _content(content: ContentGrammar) -> str:

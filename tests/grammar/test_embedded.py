@@ -195,6 +195,8 @@ def test_forbidden_texts_across_terminals_are_refused():
 
 def test_hostile_grammars_end_soon(compiler):
     hostile = [
+        'start: /a+/ "a"',  # "a" for ever
+        'start: "a" start',
         "start: " + " ".join(f'"\\n"? /[\\n{index}]*/' for index in range(300)),
         "start: r0\n" + "\n".join(f"r{it}: r{it + 1} r{it + 1} | /\\n?/" for it in range(400)) + '\nr400: "a\\n"',
         'start: ("a" | "\\n" /.*/){900,1000}',

@@ -58,7 +58,7 @@ EXPLODING = {
     ),
     "nested values": JsonSchemaGrammar({"const": deep_list(5000)}),
     "lark nesting": LarkGrammar("start: " + "(" * 100_000 + '"a"' + ")" * 100_000),
-    "lark repetition": LarkGrammar('start: ("a"{1000}){1000}'),
+    "lark repetition": LarkGrammar('start: ("a"{1000}){1000}', ends=True),
     "lark size": LarkGrammar("\n".join(f'r{i}: "a"' for i in range(200_000))),
 }
 
@@ -103,3 +103,12 @@ def test_explosions_take_little_time_and_memory():
         env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ['start: /a+/ "a"', 'start: "a" start', 'start: (A /a+/ A)+\nA: "a"'])
+def test_text_that_is_forced_without_end_is_left_to_the_model(compiler, tokenizer, text):
+    matcher = compiler.compile(LarkGrammar(text)).matcher()
+    for _ in range(5):
+        assert matcher.forced_tokens() == []
+        assert matcher.advance(tokenizer.encode("a")[0])
+    assert not matcher.accepts_end
