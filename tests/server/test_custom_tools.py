@@ -61,7 +61,7 @@ RULES = [
     {"when": "no patch in tags", "say": TAGS.format("rm -rf /")},
     {"when": "patch in Python", "say": f"[apply_patch(input={json.dumps(PATCH, ensure_ascii=False)})]"},
     {"when": "well-made patch", "say": call("apply_patch", input=PATCH)},
-    {"when": "careless patch", "say": call("apply_patch", input=PATCH.replace("*** Begin", "Begin"))},
+    {"when": "careless patch", "say": call("apply_patch", input=PATCH.replace("*** Begin", "*** begin"))},
     {"when": "patch, thoughtfully", "say": f"<think>\nHm.\n</think>\n\n{call('apply_patch', input=PATCH)}"},
     {"when": "two patches", "say": "\n".join([call("apply_patch", input=PATCH)] * 2)},
     {"when": "what day", "say": call("timestamp", input="March 3rd 2026")},
@@ -132,8 +132,7 @@ def test_a_patch_is_taken_as_it_is_written(api, choice):
 
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "custom", "name": "apply_patch"}], ids=str)
 def test_a_patch_is_made_to_follow_the_grammar(api, choice):
-    (patch,) = inputs(api.create("a careless patch", tools=[PATCH_TOOL], tool_choice=choice, max_output_tokens=1500))
-    assert A_PATCH.fullmatch(patch)
+    assert inputs(api.create("a careless patch", tools=[PATCH_TOOL], tool_choice=choice)) == [PATCH]
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
