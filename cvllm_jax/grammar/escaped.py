@@ -54,6 +54,7 @@ class _Rewriter:
         self._ignored = Repeat(Choice(ignored), 1, None) if ignored else None
         self._not_ignored: dict[int, Node] = {}
         self._rests: dict[int, Node | None] = {}
+        self._repeats: dict[int, Node] = {}
         self._kept: list[object] = []
         """What is known by its id lives on."""
         self._lines: list[str] = []
@@ -131,13 +132,17 @@ class _Rewriter:
                 f"a repetition of more than {MAX_REPEATED} of what may begin or end with a character that JSON escapes "
                 "is not supported"
             )
-        some = (part,) * least
-        if most is None:
-            return self._sequence((*some, Repeat(part, 0, None)), begin, end)
-        tail: Node = Sequence(())
-        for _ in range(most - least):
-            tail = Choice((Sequence(()), Sequence((part, tail))))
-        return self._sequence((*some, tail), begin, end)
+        return self._new(("repeat", id(node), begin, end), lambda: self._part(self._written_out(node), begin, end))
+
+    def _written_out(self, node: Repeat) -> Node:
+        """A repetition by its parts, the same ones whenever it is asked for."""
+        if id(node) not in self._repeats:
+            self._kept.append(node)
+            tail: Node = Repeat(node.part, 0, None) if node.most is None else Sequence(())
+            for _ in range((node.most or 0) - node.least):
+                tail = Choice((Sequence(()), Sequence((node.part, tail))))
+            self._repeats[id(node)] = Sequence((*(node.part,) * node.least, tail))
+        return self._repeats[id(node)]
 
     def _any_number(self, part: Node, begin: _State, end: _State) -> str:
         reached = sorted(self._after(Repeat(part, 0, None), begin))
