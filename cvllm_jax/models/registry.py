@@ -22,6 +22,7 @@ from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.layers.moe import ExpertSizes
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from cvllm_jax.models.minimax_m2 import MiniMaxM2, MiniMaxM2Config
 from cvllm_jax.models.mistral import Mistral, MistralConfig
 from cvllm_jax.models.mixtral import Mixtral, MixtralConfig
 from cvllm_jax.models.olmo2 import Olmo2, Olmo2Config
@@ -128,6 +129,7 @@ FAMILIES = (
     _causal("gpt_oss", "GptOssForCausalLM", config=GptOssConfig, module=GptOss),
     _causal("deepseek_v2", "DeepseekV2ForCausalLM", config=DeepseekV2Config, module=Deepseek),
     _causal("deepseek_v3", "DeepseekV3ForCausalLM", config=DeepseekV3Config, module=Deepseek),
+    _causal("minimax_m2", "MiniMaxM2ForCausalLM", config=MiniMaxM2Config, module=MiniMaxM2),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),

@@ -592,6 +592,32 @@ CASES = {
         silent=("num_key_value_heads",),
         gguf=False,
     ),
+    "minimax_m2": Case(
+        config={
+            "architectures": ["MiniMaxM2ForCausalLM"],
+            "model_type": "minimax_m2",
+            "head_dim": 16,
+            "rotary_dim": 8,
+            "rope_theta": 1024.0,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "scoring_func": "sigmoid",
+        },
+        silent=("scoring_func",),
+    ),
+    "minimax_m2_options": Case(
+        config={
+            "architectures": ["MiniMaxM2ForCausalLM"],
+            "model_type": "minimax_m2",
+            "hidden_act": "relu",
+            "head_dim": 12,
+            "rope_parameters": {**YARN, "rope_theta": 1024.0, "partial_rotary_factor": 0.5},
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": True,
+        },
+        gguf=False,
+    ),
 }
 
 
