@@ -79,6 +79,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         raise ModelLoadError(
             f"{file.path} announces {config['num_hidden_layers']} layers but has only {len(tensors)} tensors"
         )
+    config["num_hidden_layers"] -= read.optional_size("nextn_predict_layers")
     heads = config["num_attention_heads"]
     head_dim = read.optional_size("attention.key_length") or config["hidden_size"] // heads
     value_dim = read.optional_size("attention.value_length") or head_dim

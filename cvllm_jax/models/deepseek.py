@@ -19,7 +19,9 @@ from cvllm_jax.models.layers import GatedMlp, PreNormBlock, RmsNorm, Rope
 from cvllm_jax.models.layers.latent_attention import LatentAttention
 from cvllm_jax.models.layers.moe import Experts, Glu, Groups, MoeBlock, MoeMlp, Router
 
-__all__ = ["Deepseek", "DeepseekConfig", "DeepseekV2Config", "DeepseekV3Config"]
+__all__ = [
+    "Deepseek", "DeepseekConfig", "DeepseekV2Config", "DeepseekV3Config", "layers_behind_dense_ones", "read_groups",
+]  # fmt: skip
 
 _V2 = {
     "max_position_embeddings": 2048,
@@ -68,7 +70,7 @@ class DeepseekConfig(DecoderConfig):
     query_rank: int | None
     attention_scale: float
     interleaved: bool
-    dense_layers: int
+    has_experts: tuple[bool, ...]
     shared_hidden: int
     score: Literal["softmax", "sigmoid"]
     normalize_weights: bool
@@ -94,7 +96,7 @@ class DeepseekV2Config(DeepseekConfig):
             interleaved=True,
             score="softmax",
             normalize_weights=False,
-            groups=_groups(read, best=1) if method == "group_limited_greedy" else None,
+            groups=read_groups(read, best=1) if method == "group_limited_greedy" else None,
             correction=False,
         )
 
@@ -112,7 +114,7 @@ class DeepseekV3Config(DeepseekConfig):
             interleaved=read.flag("rope_interleave", True),
             score="sigmoid",
             normalize_weights=read.flag("norm_topk_prob", True),
-            groups=_groups(read, best=2),
+            groups=read_groups(read, best=2),
             correction=True,
         )
 
@@ -138,7 +140,7 @@ def _read(read: ConfigReader) -> dict[str, Any]:
         "rank": rank,
         "query_rank": None if read.config["q_lora_rank"] is None else read.positive("q_lora_rank"),
         "attention_scale": (plain + rotated) ** -0.5 * _magnitude(read.config) ** 2,
-        "dense_layers": read.whole("first_k_dense_replace", 0),
+        "has_experts": layers_behind_dense_ones(read, sizes["num_layers"]),
         "shared_hidden": read.whole("n_shared_experts", 0) * read.positive("moe_intermediate_size"),
         "weight_scale": read.positive_number("routed_scaling_factor"),
     }
@@ -154,7 +156,23 @@ def _magnitude(config: Mapping[str, Any]) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _groups(read: ConfigReader, best: int) -> Groups:
+def layers_behind_dense_ones(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Whether each layer has experts: all but the first ``first_k_dense_replace``, or as ``mlp_layer_types`` says."""
+    kinds = read.config.get("mlp_layer_types")
+    if kinds is None:
+        dense = read.whole("first_k_dense_replace", 0)
+        return tuple(layer >= dense for layer in range(layers))
+    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {"dense", "sparse"}:
+        read.refuse(f"mlp_layer_types must be a list of {layers} times 'dense' or 'sparse', not {kinds!r:.80}")
+    return tuple(kind == "sparse" for kind in kinds)
+
+
+def read_groups(read: ConfigReader, best: int) -> Groups:
+    """The groups of experts that a token's are chosen from.
+
+    Arguments:
+      best: a group is as good as the sum of so many of its best experts.
+    """
     experts, count = read.positive("n_routed_experts"), read.positive("n_group")
     chosen, wanted = read.positive("topk_group"), read.positive("num_experts_per_tok")
     if experts % count or chosen > count or experts // count < best or chosen * (experts // count) < wanted:
@@ -174,13 +192,13 @@ class Deepseek(Decoder):
         def mlp(hidden: int) -> GatedMlp:
             return GatedMlp(c.hidden_size, hidden, dtype=dtype, bias=c.mlp_bias, activation=c.activation)
 
-        def block(layer: int) -> PreNormBlock | MoeBlock:
+        def block(has_experts: bool) -> PreNormBlock | MoeBlock:
             attention = LatentAttention(
                 c.hidden_size, c.num_attention_heads, plain=c.plain_dim, rotated=c.head_dim - c.rank,
                 values=c.value_dim, rank=c.rank, query_rank=c.query_rank, scale=c.attention_scale, dtype=dtype,
                 bias=c.attention_bias, interleaved=c.interleaved,
             )  # fmt: skip
-            if layer < c.dense_layers:
+            if not has_experts:
                 return PreNormBlock(norm(), attention, norm(), mlp(c.intermediate_size))
             router = Router(
                 c.hidden_size, experts.experts, experts.chosen, score=c.score, normalize=c.normalize_weights,
@@ -190,4 +208,4 @@ class Deepseek(Decoder):
             moe = MoeMlp(router, routed, shared=mlp(c.shared_hidden) if c.shared_hidden else None)
             return MoeBlock(norm(), attention, norm(), moe)
 
-        super().__init__(c, [block(layer) for layer in range(c.num_layers)], norm(), dtype)
+        super().__init__(c, [block(has_experts) for has_experts in c.has_experts], norm(), dtype)

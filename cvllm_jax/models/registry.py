@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.errors import ModelLoadError, shown
 from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.deepseek import Deepseek, DeepseekV2Config, DeepseekV3Config
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.glm4 import Glm4, Glm4Config
+from cvllm_jax.models.glm4_moe import Glm4Moe, Glm4MoeConfig
+from cvllm_jax.models.glm4_moe_lite import Glm4MoeLiteConfig
 from cvllm_jax.models.gpt_oss import GptOss, GptOssConfig
 from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
@@ -141,6 +143,8 @@ FAMILIES = (
     _causal("stablelm", "StableLmForCausalLM", config=StableLmConfig, module=StableLm),
     _causal("phi", "PhiForCausalLM", config=PhiConfig, module=Phi),
     _causal("glm4", "Glm4ForCausalLM", config=Glm4Config, module=Glm4),
+    _causal("glm4_moe", "Glm4MoeForCausalLM", config=Glm4MoeConfig, module=Glm4Moe),
+    _causal("glm4_moe_lite", "Glm4MoeLiteForCausalLM", config=Glm4MoeLiteConfig, module=Deepseek),
     Family(
         name="bert",
         architectures=("BertModel",),
@@ -161,4 +165,4 @@ def family_for(config: Mapping[str, Any]) -> Family:
         if name in family.architectures or model_type in family.model_types:
             return family
     supported = ", ".join(architecture for family in FAMILIES for architecture in family.architectures)
-    raise ModelLoadError(f"architecture {(name or model_type)!r} is not supported; supported are {supported}")
+    raise ModelLoadError(f"architecture {shown(name or model_type)} is not supported; supported are {supported}")

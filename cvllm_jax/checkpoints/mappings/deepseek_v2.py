@@ -8,7 +8,7 @@ from typing import Any
 from cvllm_jax.checkpoints.mappings.decoder import ATTENTION_OUTPUT, ENDS, GATED_MLP, NORMS, experts, modules
 from cvllm_jax.checkpoints.mappings.rules import GgufArchitecture, Rule, Stacked
 
-__all__ = ["GGUF", "LAYERS", "RULES"]
+__all__ = ["GGUF", "LAYERS", "ROUTER", "RULES", "SHARED_EXPERTS"]
 
 _SIGMOID = 2  # of llama.cpp's gating functions
 
@@ -36,7 +36,7 @@ def _derive(config: Mapping[str, Any]) -> Mapping[str, Any]:
 GGUF = GgufArchitecture(
     name="deepseek2",
     architecture="DeepseekV2ForCausalLM",
-    variants=("DeepseekV3ForCausalLM",),
+    variants=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),  # the latter is read as the former, which it is
     experts="n_routed_experts",
     constants={"model_type": "deepseek_v2", "norm_topk_prob": False},
     keys={
@@ -57,6 +57,24 @@ GGUF = GgufArchitecture(
     derive=_derive,
 )
 
+ROUTER = (
+    *modules("layers.{i}.mlp.router", ("mlp.gate",), ("ffn_gate_inp",)),
+    Rule(
+        target="layers.{i}.mlp.router.correction",
+        hf=("model.layers.{i}.mlp.gate.e_score_correction_bias",),
+        gguf=("blk.{i}.exp_probs_b.bias",),
+    ),
+)
+
+SHARED_EXPERTS = (
+    *modules(
+        "layers.{i}.mlp.shared.gate_up",
+        ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+        ("ffn_gate_shexp", "ffn_up_shexp"),
+    ),
+    *modules("layers.{i}.mlp.shared.down", ("mlp.shared_experts.down_proj",), ("ffn_down_shexp",)),
+)
+
 _KV_B = "layers.{i}.attention.kv_b"
 LAYERS = (
     *modules("layers.{i}.attention.q", ("self_attn.q_b_proj",), ("attn_q_b",)),
@@ -69,19 +87,9 @@ LAYERS = (
     *modules(_KV_B, (), ("attn_kv_b",)),  # as older conversions have it
     *ATTENTION_OUTPUT,
     *GATED_MLP,
-    *modules("layers.{i}.mlp.router", ("mlp.gate",), ("ffn_gate_inp",)),
-    Rule(
-        target="layers.{i}.mlp.router.correction",
-        hf=("model.layers.{i}.mlp.gate.e_score_correction_bias",),
-        gguf=("blk.{i}.exp_probs_b.bias",),
-    ),
+    *ROUTER,
     *experts("mlp.experts.{e}."),
-    *modules(
-        "layers.{i}.mlp.shared.gate_up",
-        ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
-        ("ffn_gate_shexp", "ffn_up_shexp"),
-    ),
-    *modules("layers.{i}.mlp.shared.down", ("mlp.shared_experts.down_proj",), ("ffn_down_shexp",)),
+    *SHARED_EXPERTS,
     *NORMS,
 )
 

@@ -1,0 +1,7 @@
+"""Tensor names of GLM-4.7-Flash: those of DeepSeek V3, and its GGUF files cannot be told from that one's."""
+
+from __future__ import annotations
+
+from cvllm_jax.checkpoints.mappings.deepseek_v3 import RULES
+
+__all__ = ["RULES"]
