@@ -1,19 +1,22 @@
 """Tokenizers from the vocabulary that a GGUF file carries.
 
-The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. Two models are supported: ``gpt2``
-(byte-level BPE with its merges) and ``llama`` (SentencePiece BPE, whose merges follow from the scores).
+The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. The models: ``gpt2`` is byte-level BPE
+with its merges, ``gemma4`` BPE over characters with spaces as SentencePiece writes them, ``llama`` SentencePiece BPE,
+whose merges follow from the scores, ``t5`` SentencePiece's unigram language model, and ``bert`` WordPiece.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import AddedToken, decoders, normalizers
-from tokenizers.models import BPE
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram, WordPiece
 
 from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.text.character_map import character_map
 from cvllm_jax.text.pre_tokenizers import PRE_TOKENIZERS
 
 __all__ = ["read_vocabulary"]
@@ -27,6 +30,18 @@ _NAMED: Final = {
 """Names in chat templates and in GGUF keys (where the separator is misspelled)."""
 _UNNAMED: Final = ("eot", "eom")
 """Further tokens that end a turn."""
+_ENDS: Final = frozenset(
+    ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>")
+)
+"""Control tokens whatever a file calls them, as llama.cpp has it: Phi-3's ``</s>`` is not marked as one."""
+_PHI3_PLAIN: Final = ("<unk>", "<s>", "<|endoftext|>")
+"""Phi-3's control tokens that take no spaces."""
+_NEVER: Final = -1e6
+"""A score, as the logarithm of a probability, that every other way to write a text beats."""
+_LONGEST_WORD: Final = 100
+"""Characters; BERT has no pieces for longer words."""
+_MAX_SPLITTING: Final = 1 << 28
+"""Squares of the lengths of all pieces, in characters: Gemma's 262,144 have 10 million."""
 
 
 def read_vocabulary(
@@ -44,15 +59,20 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any], path: str) -> None:
         self.path = path
         self.metadata = metadata
+        kinds = {
+            "gpt2": self.byte_level,
+            "gemma4": self.characters,
+            "llama": self.sentencepiece,
+            "t5": self.unigram,
+            "bert": self.word_pieces,
+        }
         model = self.value("model", str, None)
         if model is None:
             raise ModelLoadError(f"{path} holds no tokenizer (no tokenizer.ggml.model)")
-        if model not in ("gpt2", "llama"):
-            raise ModelLoadError(
-                f"{path} has a tokenizer of the kind {model!r:.80}; supported are gpt2 (byte-level BPE) and "
-                f"llama (SentencePiece)"
-            )
+        if model not in kinds:
+            raise ModelLoadError(f"{path} has a tokenizer of the kind {model!r:.80}; supported are {', '.join(kinds)}")
         self.model: str = model
+        self.make = kinds[model]
         self.tokens: Sequence[str] = self.array("tokens", str)
         if not self.tokens:
             raise ModelLoadError(f"{path} has an empty vocabulary")
@@ -62,21 +82,39 @@ class _Vocabulary:
 
     def build(self) -> tuple[tokenizers.Tokenizer, dict[str, str], bool]:
         try:
-            backend, adds_bos = self.byte_level() if self.model == "gpt2" else self.sentencepiece()
+            backend, adds_bos = self.make()
         except ModelLoadError:
             raise
         except Exception as error:  # the library raises plain Exception
             reason = " ".join(str(error).split())[:300]
             raise ModelLoadError(f"the vocabulary of {self.path} is inconsistent: {reason}") from None
         special = {self.named(key) for key in (*_NAMED.values(), *_UNNAMED)}
+        names = {name: self.tokens[token] for name, key in _NAMED.items() if (token := self.named(key)) is not None}
+        # Spaces after Phi-3's control tokens belong to them, which the file does not say.
+        strips = self.model == "llama" and self.metadata.get("general.architecture") == "phi3"
         added = []
         for index, (text, kind) in enumerate(zip(self.tokens, self.types)):
-            control = kind in (_CONTROL, _UNKNOWN) or index in special
+            ends = kind == _USER_DEFINED and text in _ENDS  # so that what a user writes cannot end a turn
+            control = kind in (_CONTROL, _UNKNOWN) or index in special or ends
             if text and (control or kind == _USER_DEFINED):
-                added.append(AddedToken(text, normalized=False, special=control))
+                rstrip = strips and text not in _PHI3_PLAIN
+                added.append(AddedToken(text, normalized=False, special=control, rstrip=rstrip))
         backend.add_tokens(added)
-        names = {name: self.tokens[token] for name, key in _NAMED.items() if (token := self.named(key)) is not None}
-        return backend, names, self.value("add_bos_token", bool, adds_bos)
+        adds_bos = self.value("add_bos_token", bool, adds_bos)
+        self.frame(backend, names.get("bos_token") if adds_bos else None)
+        return backend, names, adds_bos
+
+    def frame(self, backend: tokenizers.Tokenizer, bos: str | None) -> None:
+        """Have the tokens put around a text that encoders want there."""
+        if self.model == "bert":
+            ends = [self.token("cls"), self.token("seperator")]
+        elif self.value("add_eos_token", bool, self.model == "t5"):
+            ends = [*([] if bos is None else [bos]), self.token("eos")]
+        else:
+            return
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*ends[:-1], "$A", ends[-1]], special_tokens=[(text, self.tokens.index(text)) for text in set(ends)]
+        )
 
     def byte_level(self) -> tuple[tokenizers.Tokenizer, bool]:
         pre = self.value("pre", str, None)
@@ -84,16 +122,10 @@ class _Vocabulary:
             found = "names no pre-tokenizer" if pre is None else f"has the pre-tokenizer {pre!r:.80}"
             raise ModelLoadError(f"{self.path} {found}; supported are {', '.join(PRE_TOKENIZERS)}")
         splitting = PRE_TOKENIZERS[pre]
-        merges = []
-        for merge in self.array("merges", str):
-            left, space, right = merge.partition(" ")
-            if not (left and space and right):
-                raise ModelLoadError(f"{self.path} has the merge {merge!r:.80}, which is not two tokens")
-            merges.append((left, right))
         backend = tokenizers.Tokenizer(
             BPE(
                 vocab=self.ids(),
-                merges=merges,
+                merges=self.merges(),
                 fuse_unk=False,
                 byte_fallback=False,
                 ignore_merges=splitting.whole_words,
@@ -105,12 +137,26 @@ class _Vocabulary:
         backend.decoder = decoders.ByteLevel()
         return backend, splitting.adds_bos
 
+    def characters(self) -> tuple[tokenizers.Tokenizer, bool]:
+        backend = tokenizers.Tokenizer(
+            BPE(
+                vocab=self.ids(),
+                merges=self.merges(),
+                unk_token=self.token("unknown"),
+                fuse_unk=True,
+                byte_fallback=True,
+            )
+        )
+        backend.normalizer = normalizers.Replace(" ", _SPACE)
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), behavior="isolated")
+        self.decode_spaces(backend, prefix=False)
+        return backend, True
+
     def sentencepiece(self) -> tuple[tokenizers.Tokenizer, bool]:
-        ids = self.ids()
-        scores = self.array("scores", float)
-        if len(scores) != len(self.tokens):
-            raise ModelLoadError(f"{self.path} has {len(self.tokens)} tokens but {len(scores)} scores")
+        ids, scores = self.ids(), self.scores()
         pieces = {text: token for text, token in ids.items() if self.types[token] == _NORMAL}
+        if sum(len(text) ** 2 for text in pieces) > _MAX_SPLITTING:
+            raise ModelLoadError(f"{self.path} has pieces too long to find their parts in ({max(map(len, pieces))})")
         unknown = self.named("unknown")
         backend = tokenizers.Tokenizer(
             BPE(
@@ -122,9 +168,51 @@ class _Vocabulary:
             )
         )
         prefix = self.value("add_space_prefix", bool, True)
-        backend.normalizer = normalizers.Sequence(
-            [*([normalizers.Prepend(_SPACE)] if prefix else []), normalizers.Replace(" ", _SPACE)]
+        backend.normalizer = normalizers.Sequence(_spaces(prefix))
+        self.decode_spaces(backend, prefix=prefix)
+        return backend, True
+
+    def unigram(self) -> tuple[tokenizers.Tokenizer, bool]:
+        scores, unknown = self.scores(), self.token("unknown")
+        self.ids()
+        # Text finds neither control tokens nor bytes: nothing costs as much as they do.
+        hidden = (_CONTROL, _BYTE)
+        pieces = [
+            (text, _NEVER if kind in hidden else 0.0 if kind == _USER_DEFINED else score)
+            for text, kind, score in zip(self.tokens, self.types, scores)
+        ]
+        backend = tokenizers.Tokenizer(Unigram(pieces, unk_id=self.tokens.index(unknown), byte_fallback=False))
+        steps: list[normalizers.Normalizer] = []
+        if table := self.array("precompiled_charsmap", int):
+            steps.append(character_map(bytes(byte & 0xFF for byte in table)))
+        if self.value("remove_extra_whitespaces", bool, False):
+            steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        prefix = self.value("add_space_prefix", bool, True)
+        backend.normalizer = normalizers.Sequence([*steps, *_spaces(prefix)])
+        self.decode_spaces(backend, prefix=prefix)
+        return backend, False
+
+    def word_pieces(self) -> tuple[tokenizers.Tokenizer, bool]:
+        """WordPiece; the file marks beginnings of words, the library what continues them."""
+        self.ids()
+        words: dict[str, int] = {}
+        for token, (text, kind) in enumerate(zip(self.tokens, self.types)):
+            if kind != _CONTROL:
+                text = text.removeprefix(_SPACE) if text.startswith(_SPACE) else f"##{text}"
+            words[text] = token
+        lowercase = self.value("normalizer.lowercase", bool, True)
+        unknown = self.token("unknown")
+        words[unknown] = self.tokens.index(unknown)
+        backend = tokenizers.Tokenizer(WordPiece(words, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD))
+        backend.normalizer = normalizers.BertNormalizer(
+            lowercase=lowercase, strip_accents=self.value("normalizer.strip_accents", bool, lowercase)
         )
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        return backend, False
+
+    @staticmethod
+    def decode_spaces(backend: tokenizers.Tokenizer, *, prefix: bool) -> None:
         backend.decoder = decoders.Sequence(
             [
                 decoders.Replace(_SPACE, " "),
@@ -133,10 +221,30 @@ class _Vocabulary:
                 *([decoders.Strip(" ", 1, 0)] if prefix else []),
             ]
         )
-        return backend, True
 
     def ids(self) -> dict[str, int]:
-        return {text: token for token, text in enumerate(self.tokens)}
+        ids: dict[str, int] = {}
+        for token, text in enumerate(self.tokens):
+            if text and ids.setdefault(text, token) != token:
+                raise ModelLoadError(f"{self.path} has the token {text!r:.80} twice, as {ids[text]} and as {token}")
+        return ids
+
+    def merges(self) -> list[tuple[str, str]]:
+        merges = []
+        for merge in self.array("merges", str):
+            left, space, right = merge.partition(" ")
+            if not (left and space and right):
+                raise ModelLoadError(f"{self.path} has the merge {merge!r:.80}, which is not two tokens")
+            merges.append((left, right))
+        return merges
+
+    def scores(self) -> Sequence[float]:
+        scores = self.array("scores", float)
+        if len(scores) != len(self.tokens):
+            raise ModelLoadError(f"{self.path} has {len(self.tokens)} tokens but {len(scores)} scores")
+        if not all(map(math.isfinite, scores)):
+            raise ModelLoadError(f"{self.path} has a score that is no finite number")
+        return scores
 
     def value(self, name: str, kind: type, default: Any) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{name}", default)
@@ -157,6 +265,18 @@ class _Vocabulary:
                 f"tokenizer.ggml.{key}_token_id of {self.path} is {token}; it has {len(self.tokens)} tokens"
             )
         return token
+
+    def token(self, key: str) -> str:
+        """The text of a token that this kind of vocabulary cannot be without."""
+        token = self.named(key)
+        if token is None:
+            raise ModelLoadError(f"{self.path} names no {key} token (tokenizer.ggml.{key}_token_id)")
+        return self.tokens[token]
+
+
+def _spaces(prefix: bool) -> list[normalizers.Normalizer]:
+    """Spaces as SentencePiece writes them, perhaps with one in front of the text."""
+    return [*([normalizers.Prepend(_SPACE)] if prefix else []), normalizers.Replace(" ", _SPACE)]
 
 
 def _merges(pieces: Mapping[str, int], scores: Sequence[float]) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,10 @@ class Tokenizer:
         self._special = {token: item.content for token, item in added.items() if item.special}
         # Unigram vocabularies may find a control token among the pieces of plain text. The unknown token, which
         # stands for a character that no vocabulary has, is no such find.
-        unknown = self._literal.encode("\U0010fffd", add_special_tokens=False).ids
+        unknown = {
+            backend.token_to_id(getattr(backend.model, "unk_token", None) or ""),
+            *self._literal.encode("\U0010fffd", add_special_tokens=False).ids,
+        }
         self._ambiguous = frozenset(
             token
             for token, content in self._special.items()

@@ -1,14 +1,16 @@
 """Tokenizers built from GGUF metadata."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.text import Tokenizer
 
-NORMAL, CONTROL = 1, 3
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -25,6 +27,10 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
         ("qwen2", "1234 12 hello'S", ["1", "2", "3", "4", " ", "1", "2", " ", "hello", "'S"]),
         ("stablelm2", "1234 hello'S", ["1", "2", "3", "4", " ", "hello", "'S"]),
         ("glm4", "1234 12 hello'S", ["123", "4", " ", "12", " ", "hello", "'S"]),
+        ("dbrx", "1234 12 hello'S", ["123", "4", " ", "12", " ", "hello", "'S"]),
+        ("falcon", "1234 12 hello", ["123", "4", " ", "12", " ", "hello"]),
+        ("deepseek-llm", "1234 12 hello'S", ["1234", " ", "12", " ", "hello", "'", "S"]),
+        ("qwen35", "1234 12 hello'S", ["1", "2", "3", "4", " ", "1", "2", " ", "hello", "'S"]),
     ],
 )
 def test_pre_tokenizers_differ_in_digits_and_contractions(
@@ -56,6 +62,104 @@ def test_sentencepiece_without_a_space_in_front(sentencepiece_gguf: Callable[...
     tokenizer = Tokenizer.from_gguf(sentencepiece_gguf(add_space_prefix=False))
     assert pieces(tokenizer, "hello") == ["hello"]
     assert tokenizer.decode(tokenizer.encode(" hello")) == " hello"
+
+
+def test_characters_merge_with_spaces_as_sentencepiece_writes_them(
+    write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    tokens = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "h", "i", "▁", "hi", "▁hi", "\n", "\n\n"]
+    types = [UNKNOWN, CONTROL, *[BYTE] * 256, *[NORMAL] * 7]
+    keys = {"merges": ["h i", "▁ hi", "\n \n"], "unknown_token_id": 0, "bos_token_id": 1}
+    tokenizer = Tokenizer.from_gguf(write_gguf(tmp_path / "x.gguf", "gemma4", tokens, types, **keys))
+    assert pieces(tokenizer, "hi hi\n\nh") == ["hi", " hi", "\n\n", "h"]
+    assert tokenizer.decode(tokenizer.encode(" é")) == " é"
+    assert tokenizer.adds_bos
+
+
+UNIGRAM = ["<pad>", "</s>", "<unk>", "▁", "▁he", "llo", "▁hello", "l", "o", "<", "/", "s", ">", "[PAD]"]
+UNIGRAM_KEYS = {
+    "scores": [0.0, 0.0, 0.0, -2.0, -3.0, -3.0, -7.0, -4.0, -4.0, -9.0, -9.0, -9.0, -9.0, -10000.0],
+    "eos_token_id": 1,
+    "unknown_token_id": 2,
+    "padding_token_id": 0,
+}
+
+
+def unigram(write_gguf: Callable[..., Path], path: Path, **keys: object) -> Tokenizer:
+    types = [CONTROL, CONTROL, UNKNOWN, *[NORMAL] * 10, UNUSED]
+    return Tokenizer.from_gguf(write_gguf(path, "t5", UNIGRAM, types, **UNIGRAM_KEYS | keys))
+
+
+def test_unigram_takes_the_likeliest_pieces(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    tokenizer = unigram(write_gguf, tmp_path / "x.gguf", remove_extra_whitespaces=True)
+    names = lambda text: [tokenizer.token_name(token) for token in tokenizer.encode(text)]  # noqa: E731
+    assert names("hello") == ["▁he", "llo"]  # -6 beats the whole word's -7
+    assert names("  hello   llo ") == ["▁he", "llo", "▁", "llo"]
+    assert names("hello漢字") == ["▁he", "llo", "<unk>"]
+    assert names("</s>") == ["▁", "<", "/", "s", ">"]  # never the control token
+    assert tokenizer.encode("hello</s>", allow_special=True)[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(tokenizer.encode("hello llo")) == "hello llo"
+    assert (tokenizer.frame, tokenizer.adds_bos) == (((), (1,)), False)
+
+
+def test_unigram_keeps_spaces_unless_told_otherwise(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    tokenizer = unigram(write_gguf, tmp_path / "x.gguf", add_eos_token=False)
+    assert tokenizer.decode(tokenizer.encode(" hello  llo ")) == " hello  llo "
+    assert tokenizer.frame == ((), ())
+
+
+@pytest.mark.parametrize("table", [
+    b"\0\0", b"\xff\xff\xff\xff....", struct.pack("<II", 4, 0) + b"a\0",
+    struct.pack("<I256I", 1024, 1 << 30, *[0] * 255) + b"a\0",
+    struct.pack("<I256I", 1024, 0x100, *[0] * 255) + b"",
+])  # fmt: skip
+def test_tables_of_characters_that_point_outside(
+    write_gguf: Callable[..., Path], tmp_path: Path, table: bytes
+) -> None:
+    with pytest.raises(ModelLoadError, match="the table of characters"):
+        unigram(write_gguf, tmp_path / "x.gguf", precompiled_charsmap=list(table))
+
+
+def test_word_pieces(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁hello", "▁he", "llo", "s", "▁,", "▁漢"]
+    types = [CONTROL, NORMAL, CONTROL, CONTROL, *[NORMAL] * 6]
+    keys = {"unknown_token_id": 1, "cls_token_id": 2, "seperator_token_id": 3, "padding_token_id": 0}
+    tokenizer = Tokenizer.from_gguf(write_gguf(tmp_path / "x.gguf", "bert", tokens, types, **keys))
+    assert tokenizer.encode("Hellós,  heLLO") == [4, 7, 8, 4]
+    assert tokenizer.encode("hello [SEP] 漢字 hello" + "s" * 200) == [4, 1, 1, 1, 9, 1, 1]
+    assert tokenizer.frame == ((2,), (3,))
+    assert tokenizer.decode([2, 4, 7, 8, 3]) == "hellos,"
+    cased = write_gguf(tmp_path / "y.gguf", "bert", tokens, types, **keys | {"normalizer.lowercase": False})
+    assert Tokenizer.from_gguf(cased).encode("Hello hello") == [1, 4]
+    del keys["cls_token_id"]
+    with pytest.raises(ModelLoadError, match="names no cls token"):
+        Tokenizer.from_gguf(write_gguf(tmp_path / "z.gguf", "bert", tokens, types, **keys))
+
+
+def test_the_spaces_after_control_tokens_of_phi3_belong_to_them(
+    sentencepiece_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain = sentencepiece_gguf()
+    assert len(Tokenizer.from_gguf(plain).encode("</s>\nw", allow_special=True)) == 4
+    named = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(named, "phi3")
+    reader = gguf.GGUFReader(plain)
+    for field in reader.fields.values():
+        if field.name.startswith("tokenizer."):
+            of = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert len(Tokenizer.from_gguf(named).encode("</s>\nw", allow_special=True)) == 2
+
+
+def test_a_token_that_ends_turns_is_control_whatever_its_type(
+    write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    keys = {"merges": ["a a"], "pre": "gpt-2"}
+    path = write_gguf(tmp_path / "x.gguf", "gpt2", ["a", "aa", "</s>"], [NORMAL, NORMAL, USER_DEFINED], **keys)
+    assert Tokenizer.from_gguf(path).is_special(2)
 
 
 def test_control_and_user_defined_tokens(byte_level_gguf: Callable[..., Path]) -> None:
@@ -98,7 +202,7 @@ def test_bos_is_declared_not_added(
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({"pre": "falcon"}, "'falcon'.*supported are gpt-2, phi-2"),
+    ({"pre": "kimi-k2"}, "'kimi-k2'.*supported are default, gpt-2"),
     ({"merges": ["h e", "x"]}, "the merge 'x'"),
     ({"merges": ["h e", "he zz"]}, "inconsistent"),
     ({"eos_token_id": 10**6}, "eos_token_id .* is 1000000; it has"),
@@ -114,8 +218,8 @@ def test_bad_byte_level_vocabularies(
 def test_other_vocabularies_are_refused_by_name(
     write_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = write_gguf(tmp_path / "x.gguf", "bert", ["a"], [NORMAL])
-    with pytest.raises(ModelLoadError, match=r"kind 'bert'; supported are gpt2 .* and llama"):
+    path = write_gguf(tmp_path / "x.gguf", "rwkv", ["a"], [NORMAL])
+    with pytest.raises(ModelLoadError, match=r"kind 'rwkv'; supported are gpt2, gemma4, llama, t5, bert"):
         Tokenizer.from_gguf(path)
     path = write_gguf(tmp_path / "y.gguf", "gpt2", ["a"], [NORMAL, CONTROL], pre="gpt-2", merges=["a a"])
     with pytest.raises(ModelLoadError, match="1 tokens but 2 token types"):
