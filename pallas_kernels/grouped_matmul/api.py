@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.grouped_matmul import reference
 from pallas_kernels.grouped_matmul.config import HopperConfig
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
+from pallas_kernels.quantized_matmul import QuantizedWeight
 
 __all__ = ["Implementation", "choose_implementation", "grouped_matmul"]
 
@@ -19,7 +20,7 @@ Implementation = Literal["auto", "xla", "hopper"]
 
 def grouped_matmul(
     x: Float[Array, "T I"],
-    weights: Float[Array, "E O I"],
+    weights: Float[Array, "E O I"] | QuantizedWeight,
     group_sizes: Int[Array, "E"],
     *,
     implementation: Implementation = "auto",
@@ -31,7 +32,9 @@ def grouped_matmul(
 
     Arguments:
       x: activations, sorted by expert.
-      weights: a matrix ``[out, in]`` for each expert, of the type of ``x``.
+      weights: a matrix ``[out, in]`` for each expert, of the type of ``x``, or a stack of quantised ones, of which XLA
+        reads only those that have rows if they are in bytes
+        (:func:`pallas_kernels.quantized_matmul.in_bytes`).
       group_sizes: rows of each expert, 0 or more, in order from row 0 on. Their sum is T or less.
       implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
         :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
@@ -43,14 +46,19 @@ def grouped_matmul(
     Raises:
       ValueError: the arrays do not fit together, or "hopper" was asked for and does not do these shapes.
     """
-    if weights.shape[2] != x.shape[1] or group_sizes.shape != weights.shape[:1] or weights.dtype != x.dtype:
+    shape: tuple[int, ...]
+    if isinstance(weights, QuantizedWeight):
+        dtype, shape = x.dtype, (*weights.values.shape[:-2], *weights.shape)
+    else:
+        dtype, shape = weights.dtype, weights.shape
+    if len(shape) != 3 or shape[2] != x.shape[1] or group_sizes.shape != shape[:1] or dtype != x.dtype:
         raise ValueError(
-            f"x {x.dtype}{list(x.shape)}, weights {weights.dtype}{list(weights.shape)} and group sizes "
+            f"x {x.dtype}{list(x.shape)}, weights {dtype}{list(shape)} and group sizes "
             f"{list(group_sizes.shape)} are no rows [T, I], matrices [E, O, I] of one type and sizes [E]"
         )
     if implementation not in ("auto", "xla", "hopper"):
         raise ValueError(f'implementation must be "auto", "xla" or "hopper", not {implementation!r}')
-    arrays = (x, weights, group_sizes)
+    arrays: tuple[Any, ...] = (x, weights, group_sizes)
     if implementation == "xla":
         return reference.grouped_matmul(*arrays)
     if implementation == "auto" and choose_implementation(x, weights, config=config).implementation == "xla":

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul.config import HopperConfig
 from pallas_kernels.grouped_matmul.reference import collect, plan, rows_of_tile
+from pallas_kernels.quantized_matmul import QuantizedWeight
 
 __all__ = ["check", "grouped_matmul"]
 
@@ -39,6 +40,8 @@ FEWEST, MOST, STAGES = 16, 128, 6
 
 def check(x: Any, weights: Any, config: HopperConfig | None = None) -> HopperConfig:
     """The config to use for arrays of these shapes and types, or a ValueError that names the limit."""
+    if isinstance(weights, QuantizedWeight):
+        raise ValueError("the Hopper kernel does bfloat16 only, and the weights are quantized")
     rows, (experts, outputs, inputs) = x.shape[0], weights.shape
     for name, array in (("rows", x), ("weights", weights)):
         if array.dtype != jnp.bfloat16:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.quantized_matmul import QuantizedWeight, quantized_matmul
+
 __all__ = ["Tiles", "collect", "grouped_matmul", "plan", "rows_of_tile"]
 
 #: Rows of a tile at least and at most: fewer bring a matrix more often, more are mostly padding.
@@ -37,18 +39,22 @@ class Tiles(NamedTuple):
 
 
 def grouped_matmul(
-    x: Float[Array, "T I"], weights: Float[Array, "E O I"], group_sizes: Int[Array, "E"]
+    x: Float[Array, "T I"], weights: Float[Array, "E O I"] | QuantizedWeight, group_sizes: Int[Array, "E"]
 ) -> Float[Array, "T O"]:
     """See :func:`pallas_kernels.grouped_matmul.grouped_matmul`."""
-    experts, outputs, _ = weights.shape
+    experts, outputs = group_sizes.shape[0], weights.shape[-2]
     rows = rows_of_tile(len(x), experts, FEWEST, MOST)
     tiles = plan(group_sizes, len(x), rows)
     padded = jnp.pad(x, ((0, max(0, rows - len(x))), (0, 0)))
 
     def multiply(tile: jax.Array, out: jax.Array) -> jax.Array:
         some = lax.dynamic_slice_in_dim(padded, tiles.start[tile], rows)
-        product = jnp.einsum("ti,oi->to", some, weights[tiles.expert[tile]], preferred_element_type=jnp.float32)
-        return lax.dynamic_update_index_in_dim(out, product.astype(x.dtype), tile, 0)
+        one = jax.tree.map(lambda stack: stack[tiles.expert[tile]], weights)
+        if isinstance(one, QuantizedWeight):
+            product = quantized_matmul(some, one, implementation="auto")
+        else:
+            product = jnp.einsum("ti,oi->to", some, one, preferred_element_type=jnp.float32).astype(x.dtype)
+        return lax.dynamic_update_index_in_dim(out, product, tile, 0)
 
     out = jnp.zeros((len(tiles.expert), rows, outputs), x.dtype)
     return collect(lax.fori_loop(0, tiles.used, multiply, out), tiles, group_sizes)

@@ -2,7 +2,7 @@
 
 from pallas_kernels.quantized_matmul.api import Choice, Implementation, choose_implementation, quantized_matmul
 from pallas_kernels.quantized_matmul.config import HopperConfig
-from pallas_kernels.quantized_matmul.weight import Method, QuantizedWeight, dequantize, quantize
+from pallas_kernels.quantized_matmul.weight import Method, QuantizedWeight, dequantize, in_bytes, quantize
 
 __all__ = [
     "Choice",
@@ -12,6 +12,7 @@ __all__ = [
     "QuantizedWeight",
     "choose_implementation",
     "dequantize",
+    "in_bytes",
     "quantize",
     "quantized_matmul",
 ]

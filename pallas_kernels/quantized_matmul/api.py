@@ -95,7 +95,8 @@ def choose_implementation(
 def _check_shapes(x: Any, weight: QuantizedWeight) -> None:
     """Refuse arrays that do not fit together, whatever runs."""
     outputs, inputs = weight.shape
-    if weight.values.dtype not in (types := [jnp.dtype(dtype) for dtype, _ in STORAGE.values()]):
+    types = [jnp.dtype(dtype) for dtype, _ in STORAGE.values()] if weight.bytes_of is None else [jnp.dtype(jnp.uint8)]
+    if weight.values.dtype not in types:
         raise ValueError(f"weights are stored as {', '.join(map(str, types))}, not {weight.values.dtype}")
     if x.ndim != 2 or x.shape[1] != inputs:
         raise ValueError(f"rows of {inputs} input channels are needed, and x has shape {x.shape}")

@@ -9,6 +9,8 @@ XLA:CPU's path for products with one row, which is many times slower.
 
 Int4: unpacked to int8 with one scale a row in each step, 16-bit arithmetic in registers. The halves of the bytes are
 two products, of the even and of the odd input channels: putting channels back in order costs more than the products.
+
+Float8 and MXFP4: moved to float16 bit by bit, and from there to the type of the activations; MXFP4 in halves too.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.quantized_matmul import reference
-from pallas_kernels.quantized_matmul.weight import QuantizedWeight
+from pallas_kernels.quantized_matmul.weight import QuantizedWeight, in_bytes, own_values
 
 __all__ = ["matmul", "offset_product"]
 
@@ -40,17 +42,19 @@ def matmul(x: Float[Array, "T I"], weight: QuantizedWeight, *, out_dtype: Any = 
 
     Int4 weights are rounded once more, to int8 with one scale a row.
     """
-    stored = weight.values.dtype
-    if stored == jnp.int4 and weight.shape[1] // weight.scales.shape[0] % 2 == 0:
+    method = weight.bytes_of or weight.values.dtype.name
+    pairs = weight.shape[1] // weight.scales.shape[0] % 2 == 0
+    if method == "int4" and pairs:
         y = _int4(x, weight)
-    elif stored == jnp.int8 and weight.group_size is None:
+    elif method == "int8" and weight.group_size is None:
         coarse, scale = _split(x)
         y = _join(_dot(coarse, weight.values), scale) * weight.scales[0].astype(jnp.float32)
+    elif method in ("mxfp4", "float4_e2m1fn") and pairs:
+        y = _mxfp4(x, weight)
     else:
-        rows = x if x.shape[0] > 1 else jnp.concatenate([x, x])
-        values = _float8_values(weight.values) if stored == jnp.float8_e4m3fn else weight.values
+        values = _float8_values(weight.values) if method in ("fp8", "float8_e4m3fn") else own_values(weight)
         wide = QuantizedWeight(values, weight.scales, weight.offsets)
-        return reference.matmul(rows, wide, out_dtype=out_dtype)[: x.shape[0]]
+        return reference.matmul(_never_one(x), wide, out_dtype=out_dtype)[: x.shape[0]]
     if weight.offsets is not None:
         y = y + offset_product(x, weight)
     return y.astype(x.dtype if out_dtype is None else out_dtype)
@@ -65,8 +69,8 @@ def offset_product(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Arr
 
 
 def _int4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:
-    (outputs, inputs), groups = weight.shape, weight.scales.shape[0]
-    pairs = lax.bitcast_convert_type(weight.values.reshape(outputs, inputs // 2, 2), jnp.int8)
+    outputs, groups = weight.shape[0], weight.scales.shape[0]
+    pairs = lax.bitcast_convert_type(_bytes(weight), jnp.int8)
     scales = weight.scales.astype(jnp.float32)
     row = scales.max(0) / _LARGEST_MULTIPLIER
     multipliers = jnp.round(scales / row).astype(jnp.int16).T
@@ -80,6 +84,34 @@ def _int4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"
     split, scale = _split(x)
     total = _dot(split[:, 0::2], as_int8((pairs << 4) >> 4)) + _dot(split[:, 1::2], as_int8(pairs >> 4))
     return _join(total, scale) * (row * 256)
+
+
+def _mxfp4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:
+    outputs, groups = weight.shape[0], weight.scales.shape[0]
+    pairs = _bytes(weight).astype(jnp.uint16)
+    # float16 has the bits of a number of 4 bits in the same order, with an exponent that is 14 larger
+    scales = (weight.scales.astype(jnp.float32) * 2.0**14).T[..., None]
+
+    def numbers(half: Int[Array, "O J"]) -> Float[Array, "O J"]:
+        moved = lax.bitcast_convert_type(((half & 8) << 12) | ((half & 7) << 9), jnp.float16)
+        return (moved.astype(jnp.float32).reshape(outputs, groups, -1) * scales).astype(x.dtype).reshape(outputs, -1)
+
+    rows = _never_one(x)
+    low, high = (
+        lax.dot_general(rows[:, first::2], numbers(half), _ROWS_BY_ROWS, preferred_element_type=jnp.float32)
+        for first, half in ((0, pairs), (1, pairs >> 4))
+    )
+    return (low + high)[: x.shape[0]]
+
+
+def _bytes(weight: QuantizedWeight) -> Int[Array, "O J"]:
+    """Values of 4 bits as bytes of two."""
+    return (weight if weight.bytes_of is not None else in_bytes(weight)).values
+
+
+def _never_one(x: Float[Array, "T I"]) -> Float[Array, "R I"]:
+    """Two rows for one, for which XLA:CPU is many times slower."""
+    return x if x.shape[0] > 1 else jnp.concatenate([x, x])
 
 
 def _split(x: Float[Array, "T I"]) -> tuple[Int[Array, "2T I"], Float[Array, "T 1"]]:

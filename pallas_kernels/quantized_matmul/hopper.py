@@ -96,8 +96,11 @@ def check(x: Any, weight: QuantizedWeight, config: HopperConfig | None = None) -
     rows, (outputs, inputs), group = x.shape[0], weight.shape, weight.group_size
     if x.dtype != jnp.bfloat16:
         raise ValueError(f"the Hopper kernels do activations in bfloat16 only, not {x.dtype}")
-    if weight.scales.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"the Hopper kernels do scales in float32 and bfloat16, not {weight.scales.dtype}")
+    if weight.bytes_of is not None or weight.values.dtype == jnp.float4_e2m1fn:
+        what = weight.bytes_of or "mxfp4"
+        raise ValueError(f"the Hopper kernels do int8, int4 and float8 in types of their own, not {what} in bytes")
+    if weight.scales.dtype not in (jnp.float32, jnp.float16, jnp.bfloat16):
+        raise ValueError(f"the Hopper kernels do scales in float32, float16 and bfloat16, not {weight.scales.dtype}")
     if rows == 0:
         raise ValueError("the Hopper kernels do 1 row or more, not 0")
     if outputs % 128 or inputs % 128:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.quantized_matmul.weight import QuantizedWeight, dequantize
+from pallas_kernels.quantized_matmul.weight import QuantizedWeight, dequantize, own_values
 
 __all__ = ["matmul"]
 
@@ -20,7 +20,7 @@ def matmul(x: Float[Array, "T I"], weight: QuantizedWeight, *, out_dtype: Any = 
     is rounded before. Scales and offsets of groups go into the weight, which is then rounded to the type of ``x``.
     """
     per_row = weight.group_size is None and weight.offsets is None
-    values = weight.values.astype(x.dtype) if per_row else dequantize(weight, x.dtype)
+    values = own_values(weight).astype(x.dtype) if per_row else dequantize(weight, x.dtype)
     # both contract their last axis: as the weight lies in memory
     y = lax.dot_general(x, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if per_row:

@@ -4,6 +4,7 @@ The Hopper kernel runs in Mosaic's interpreter, which fills fresh shared memory 
 is lowered for CUDA.
 """
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.grouped_matmul import HopperConfig, bench, choose_implementation, grouped_matmul, hopper
 from pallas_kernels.grouped_matmul.reference import plan
+from pallas_kernels.quantized_matmul import dequantize, in_bytes, quantize
 
 # the interpreter's arithmetic warns of the NaN that it meets in unused places
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -66,6 +68,26 @@ SIZES = [
 def test_each_row_meets_its_expert(sizes, dtype):
     multiply = jax.jit(partial(grouped_matmul, implementation="xla"))
     check(multiply, inputs(sizes, outputs=24, width=40, unused=3, dtype=dtype))
+
+
+@pytest.mark.parametrize("method", ["int8", "int4", "fp8", "mxfp4"])
+def test_each_row_meets_its_expert_in_few_bits(method):
+    """Of experts without rows nothing is read."""
+    sizes = [5, 0, 3, 17]
+    x, weights, counts = inputs(sizes, outputs=24, width=64, unused=3)
+    each = [quantize(matrix, method, 32) for matrix in weights]
+    stack = in_bytes(jax.tree.map(lambda *parts: jnp.stack(parts), *each))
+    stack = replace(stack, scales=stack.scales.at[1].set(jnp.nan))
+    got = np.asarray(jax.jit(partial(grouped_matmul, implementation="xla"))(x, stack, counts), np.float32)
+    begin = 0
+    for weight, size in zip(each, sizes, strict=True):
+        rows = x[begin : begin + size].astype(jnp.float32)
+        want = np.asarray(rows @ dequantize(weight).T)
+        assert np.linalg.norm(got[begin : begin + size] - want) <= 2e-2 * np.linalg.norm(want)
+        begin += size
+    assert not got[begin:].any()
+    choice = choose_implementation(x, stack, device=HOPPER)
+    assert choice.implementation == "xla" and "quantized" in choice.reason
 
 
 ROWS = 50

@@ -25,6 +25,7 @@ from pallas_kernels.quantized_matmul import (
     choose_implementation,
     dequantize,
     hopper,
+    in_bytes,
     quantize,
     quantized_matmul,
 )
@@ -111,7 +112,7 @@ def test_a_weight_is_a_pytree_and_knows_its_size():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("int3",), "int8, int4, fp8, not 'int3'"),
+        (("int3",), "int8, int4, fp8, mxfp4, not 'int3'"),
         (("int8", 48), "64 input channels do not divide into groups of 48"),
         (("int8", 0), "groups of 0"),
     ],
@@ -154,6 +155,37 @@ def test_the_form_for_cpus_equals_numpy(method, group, offsets, rows):
     got = jax.jit(partial(quantized_matmul, out_dtype=jnp.float32))(x, weight)
     limit = CPU_ROUNDS.get((method, group), WEIGHTS_ROUNDED) if method != "fp8" or not offsets else WEIGHTS_ROUNDED
     assert error(got, product(x, weight)) < limit
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cpu"])
+@pytest.mark.parametrize(("method", "group"), [("int4", None), ("int4", 32), ("fp8", None), ("fp8", 32), ("mxfp4", 32)])
+def test_values_in_bytes_are_the_same_weight(method, group, implementation):
+    rng = np.random.default_rng(6)
+    weight = random_weight(rng, method, (48, 96), group)
+    if method == "mxfp4":
+        scales = jnp.exp2(jnp.asarray(rng.integers(-9, 3, weight.scales.shape), jnp.float32))
+        weight = replace(weight, scales=scales.astype(jnp.float8_e8m0fnu))
+    small = in_bytes(weight)
+    assert small.values.dtype == jnp.uint8
+    assert (small.shape, small.group_size, small.nbytes) == (weight.shape, weight.group_size, weight.nbytes)
+    np.testing.assert_array_equal(dequantize(small), dequantize(weight))
+    for rows, dtype in ((1, jnp.bfloat16), (5, jnp.bfloat16), (2, jnp.float32)):
+        x = jnp.asarray(rng.standard_normal((rows, 96)), dtype)
+        multiply = jax.jit(partial(quantized_matmul, implementation=implementation, out_dtype=jnp.float32))
+        got = multiply(x, small)
+        np.testing.assert_array_equal(got, multiply(x, weight))
+        exact = method == "mxfp4" or group is None or dtype == jnp.float32
+        limit = CPU_ROUNDS[method, group] if method == "int4" else SUMMED if exact else WEIGHTS_ROUNDED
+        assert error(got, product(x, weight)) < limit
+
+
+def test_mxfp4_is_exact_at_every_number():
+    values = jnp.asarray([0, 0.5, 1, 1.5, 2, 3, 4, 6] * 8, jnp.float32).at[32:].multiply(-1).reshape(2, 32)
+    scales = jnp.asarray([[2.0**-100, 2.0**100]], jnp.float8_e8m0fnu)
+    weight = in_bytes(QuantizedWeight(values.astype(jnp.float4_e2m1fn), scales))
+    x = jnp.eye(32, dtype=jnp.float32)
+    got = quantized_matmul(x, weight, implementation="cpu")
+    np.testing.assert_array_equal(got.T, values * jnp.asarray([[2.0**-100], [2.0**100]]))
 
 
 def test_the_form_for_cpus_takes_every_value_and_odd_groups():
@@ -203,7 +235,7 @@ def test_offsets_are_added_to_what_the_kernels_give(monkeypatch):
     ids=str,
 )
 def test_kernels_equal_numpy(rows, method, group, config):
-    check(rows, method, group, config, scale_dtype=jnp.float32 if group is None else jnp.bfloat16)
+    check(rows, method, group, config, scale_dtype=jnp.float32 if group is None else jnp.float16)
 
 
 @pytest.mark.parametrize(("rows", "block_k"), [(3, 128), (66, 64)])
@@ -288,7 +320,7 @@ def test_every_method_lowers_for_cuda(method, group, rows):
 @pytest.mark.parametrize("method", DTYPES)
 def test_every_variant_lowers_for_cuda(method, group, rows):
     for operand, block_k, scale_dtype in itertools.product(
-        ("registers", "shared"), (64, 128, 256), (jnp.float32, jnp.bfloat16)
+        ("registers", "shared"), (64, 128, 256), (jnp.float32, jnp.bfloat16, jnp.float16)
     ):
         if rows > 64 or block_k > 64:
             config = HopperConfig(block_k=block_k, stages=1, splits=2, operand=operand)
@@ -306,6 +338,9 @@ def test_default_configs_are_possible(method, group, rows):
         assert hopper.check(*arrays, config) == config
 
 
+BYTES = in_bytes(quantize(jnp.ones((128, 128)), "int4"))
+
+
 @pytest.mark.parametrize(
     ("arrays", "config", "message"),
     [
@@ -313,7 +348,8 @@ def test_default_configs_are_possible(method, group, rows):
         (abstract(shape=(192, 1024)), None, "multiples of 128 output and input channels, not 192, 1024"),
         (abstract(shape=(256, 576)), None, "multiples of 128 output and input channels, not 256, 576"),
         (abstract(group=16), None, "groups of 32, 64 and 128 input channels or one a row, not 16"),
-        (abstract(scale_dtype=jnp.float16), None, "scales in float32 and bfloat16, not float16"),
+        (abstract(scale_dtype=jnp.float8_e8m0fnu), None, "float32, float16 and bfloat16, not float8_e8m0fnu"),
+        ((jnp.ones((8, 128), jnp.bfloat16), BYTES), None, "types of their own, not int4 in bytes"),
         (abstract(rows=0), None, "1 row or more, not 0"),
         (abstract(), HopperConfig(block_k=64, stages=2), "stages of 128 or 256 input channels, not 64"),
         (abstract(shape=(128, 384)), HopperConfig(block_k=256, stages=2), "no multiple of the 256 of a stage"),
@@ -350,7 +386,7 @@ def test_arrays_that_do_not_fit_are_refused():
         lower((jax.ShapeDtypeStruct((8, 512), jnp.bfloat16), weight))
     with pytest.raises(ValueError, match=r"\(1, 128\) are not \[divisor of 1024, 256\]"):
         lower((x, QuantizedWeight(weight.values, jax.ShapeDtypeStruct((1, 128), jnp.float32))))
-    with pytest.raises(ValueError, match="int8, int4, float8_e4m3fn, not uint8"):
+    with pytest.raises(ValueError, match="int8, int4, float8_e4m3fn, float4_e2m1fn, not uint8"):
         lower((x, QuantizedWeight(jax.ShapeDtypeStruct((256, 1024), jnp.uint8), weight.scales)))
 
 
