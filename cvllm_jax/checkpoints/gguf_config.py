@@ -51,17 +51,17 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         ModelLoadError: a key is missing or has a value that no model can have, or the file is no whole model.
     """
     metadata, tensors = file.metadata, file.tensors
+    parts, part = metadata.get("split.count", 0), metadata.get("split.no", 0)
+    if isinstance(parts, int) and isinstance(part, int) and parts > 1:
+        raise ModelLoadError(
+            f"{file.path} is part {part + 1} of {parts} of a split model, which is not supported: "
+            f"merge them with `llama-gguf-split --merge`"
+        )
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelLoadError(f"{file.path} does not say its architecture (general.architecture)")
     if not tensors:
         raise ModelLoadError(f"{file.path} holds a vocabulary only, no weights")
-    parts = metadata.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise ModelLoadError(
-            f"{file.path} is one of {parts} parts of a split model, which is not supported: "
-            f"merge them with `llama-gguf-split --merge`"
-        )
     read = _Reader(file, name)
     experts = read.optional_size("expert_count")
     architecture = gguf_architectures().get((name, experts > 0))
@@ -70,8 +70,9 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
             name += f" {'with' if experts else 'without'} experts"
         return {"architectures": [name], "model_type": name}
 
-    if read.get("attention.causal") is False:
-        return {"architectures": [f"{name} without causal attention"], "model_type": name}
+    if read.get("attention.causal") not in (None, architecture.causal):
+        kind = "without" if architecture.causal else "with"
+        return {"architectures": [f"{name} {kind} causal attention"], "model_type": name}
 
     config: dict[str, Any] = {"architectures": [architecture.architecture], **architecture.constants}
     config |= {key: read.size(suffix) for key, suffix in _SIZES.items()}
@@ -99,6 +100,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     config[architecture.norm_eps] = read.number(f"attention.layer_norm_{rms}epsilon")
     config |= {key: value for key, suffix in architecture.keys.items() if (value := read.get(suffix)) is not None}
     config |= {key: name in tensors for key, name in architecture.flags.items()}
+    config |= {key: tensors[name].shape[0] for key, name in architecture.rows.items() if name in tensors}
     if architecture.experts is not None:
         config |= {architecture.experts: experts, "num_experts_per_tok": read.size("expert_used_count")}
         hidden = read.optional_size("expert_feed_forward_length")

@@ -1,4 +1,4 @@
-"""How a checkpoint wants a text's vector made of its tokens' vectors: the files of sentence-transformers."""
+"""How a checkpoint wants a text's vector made of its tokens' vectors: the files of sentence-transformers, or GGUF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from cvllm_jax.checkpoints.folder import read_json, read_json_list
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["Pooling", "PoolingMode", "read_pooling"]
+__all__ = ["Pooling", "PoolingMode", "pooling_of_gguf", "read_pooling"]
 
 PoolingMode = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"]
 
@@ -22,6 +22,8 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
 }
+
+_GGUF_MODES: dict[int, PoolingMode] = {1: "mean", 2: "cls", 3: "lasttoken"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,24 @@ def read_pooling(folder: Path, config: Mapping[str, Any]) -> Pooling:
     return Pooling(
         mode=mode, normalize=normalize, max_tokens=max_tokens, lowercase=lowercase, matryoshka=tuple(sizes)
     )
+
+
+def pooling_of_gguf(config: Mapping[str, Any]) -> Pooling:
+    """What a GGUF file declares; without it, the mean of all tokens.
+
+    Whether vectors have the length 1 is not said in such files. They get it, as in llama.cpp's server.
+
+    Raises:
+      ModelLoadError: the file wants a vector for each token, or a score.
+    """
+    kind = config.get("pooling_type", 1)
+    mode = _GGUF_MODES.get(kind) if type(kind) is int else None
+    if mode is None:
+        raise ModelLoadError(
+            f"the pooling type {str(kind)[:80]} of a GGUF file is not supported; supported are "
+            + ", ".join(f"{number} ({name})" for number, name in _GGUF_MODES.items())
+        )
+    return Pooling(mode=mode, normalize=True)
 
 
 def _mode(path: Path) -> PoolingMode:

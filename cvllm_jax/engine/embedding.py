@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
-from cvllm_jax.checkpoints.pooling import Pooling, read_pooling
+from cvllm_jax.checkpoints.pooling import Pooling, pooling_of_gguf, read_pooling
 from cvllm_jax.config import EngineConfig
 from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.embedding_queue import EmbeddingQueue
@@ -63,6 +63,8 @@ class EmbeddingEngine(EngineLifetime):
             pooling = Pooling()
             if checkpoint.format == "safetensors":
                 pooling = read_pooling(checkpoint.path, checkpoint.config)
+            elif checkpoint.format == "gguf":
+                pooling = pooling_of_gguf(checkpoint.config)
             self.tokenizer = _tokenizer(checkpoint, model.vocab_size)
             longest = _longest(config, min(pooling.max_tokens or model.context_length, model.context_length))
             layout = weight_layout(config, checkpoint, dtype, device)

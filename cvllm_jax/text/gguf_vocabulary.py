@@ -100,14 +100,15 @@ class _Vocabulary:
                 rstrip = strips and text not in _PHI3_PLAIN
                 added.append(AddedToken(text, normalized=False, special=control, rstrip=rstrip))
         backend.add_tokens(added)
-        adds_bos = self.value("add_bos_token", bool, adds_bos)
+        adds_bos = self.value("add_bos_token", bool, adds_bos) and self.model != "bert"  # part of the frame there
         self.frame(backend, names.get("bos_token") if adds_bos else None)
         return backend, names, adds_bos
 
     def frame(self, backend: tokenizers.Tokenizer, bos: str | None) -> None:
         """Have the tokens put around a text that encoders want there."""
         if self.model == "bert":
-            ends = [self.token("cls"), self.token("seperator")]
+            # files had the beginning as cls, and have it as bos
+            ends = [self.token("bos" if self.named("cls") is None else "cls"), self.token("seperator")]
         elif self.value("add_eos_token", bool, self.model == "t5"):
             ends = [*([] if bos is None else [bos]), self.token("eos")]
         else:

@@ -1,7 +1,9 @@
 """Make the tiny BERT checkpoints in bert/ and what transformers and torch make of texts with them; and, given a
 folder of all-MiniLM-L6-v2, what it makes of a few.
 
-    python make_bert.py [MINILM_FOLDER]
+    python make_bert.py LLAMA_CPP [MINILM_FOLDER]
+
+``bert_mean/model.gguf``: the same model by llama.cpp's converter, which has no names for the others' options.
 
 ``bert/CASE/expected.json``: texts, their token ids, and their vectors (float32).
 ``minilm.npz``: texts as one JSON string, and vectors, float32 [texts, 384].
@@ -150,6 +152,17 @@ def make(name: str, seed: int) -> None:
     print(name, list(map(len, tokens)), f"standard deviation {expected.std():.2f}")
 
 
+def write_gguf(folder: Path) -> None:
+    from conversion import ModelBase, get_model_class
+    from gguf import LlamaFileType
+
+    converter = get_model_class("BertModel")
+    converter.get_vocab_base_pre = lambda self, tokenizer: "bert-bge"  # known by what BERT's own vocabulary makes of it
+    with torch.inference_mode():
+        hparams = ModelBase.load_hparams(folder, False)
+        converter(folder, LlamaFileType.ALL_F32, folder / "model.gguf", hparams=hparams).write()
+
+
 def make_minilm(folder: Path) -> None:
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     tokens = token_ids(folder, MINILM_TEXTS)
@@ -163,7 +176,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
     for seed, name in enumerate(CASES):
         make(name, seed)
-    if len(sys.argv) > 1:
-        make_minilm(Path(sys.argv[1]))
+    write_gguf(HERE / "bert" / "bert_mean")
+    if len(sys.argv) > 2:
+        make_minilm(Path(sys.argv[2]))

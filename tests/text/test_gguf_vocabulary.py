@@ -131,8 +131,11 @@ def test_word_pieces(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
     assert tokenizer.decode([2, 4, 7, 8, 3]) == "hellos,"
     cased = write_gguf(tmp_path / "y.gguf", "bert", tokens, types, **keys | {"normalizer.lowercase": False})
     assert Tokenizer.from_gguf(cased).encode("Hello hello") == [1, 4]
-    del keys["cls_token_id"]
-    with pytest.raises(ModelLoadError, match="names no cls token"):
+    keys = keys | {"bos_token_id": keys.pop("cls_token_id"), "add_bos_token": True}
+    tokenizer = Tokenizer.from_gguf(write_gguf(tmp_path / "bos.gguf", "bert", tokens, types, **keys))
+    assert (tokenizer.frame, tokenizer.adds_bos) == (((2,), (3,)), False)
+    del keys["bos_token_id"]
+    with pytest.raises(ModelLoadError, match="names no bos token"):
         Tokenizer.from_gguf(write_gguf(tmp_path / "z.gguf", "bert", tokens, types, **keys))
 
 

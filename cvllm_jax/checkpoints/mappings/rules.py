@@ -98,6 +98,10 @@ class GgufArchitecture:
     """Further keys of ``config.json``, each with the GGUF key, less the architecture's name, that has its value."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Further keys of ``config.json`` that are true where the file has a tensor of the name beside them."""
+    rows: Mapping[str, str] = field(default_factory=dict)
+    """Further keys of ``config.json`` that are the number of rows of the tensor beside them."""
+    causal: bool = True
+    """Whether a token sees those before it alone."""
     norm_eps: str = "rms_norm_eps"
     """What ``config.json`` calls the number that keeps norms from dividing by zero."""
     values_in_keys: bool = False
