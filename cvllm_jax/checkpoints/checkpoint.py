@@ -185,7 +185,7 @@ def _open_folder(folder: Path, *, name: str | None = None, weights: str | None =
     text = text_config(config)
     config = config if text is None else text
     path = folder / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
+    generation = read_json(path) if os.path.lexists(path) else {}
     eos_token_ids = eos_from_config(config, generation, folder)
     generation_defaults = sampling_from_config(generation, path)
     files: FolderWeights | QuantizedFolder | Mxfp4Folder

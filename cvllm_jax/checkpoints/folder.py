@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cvllm_jax.checkpoints.mapped_file import read_file
 from cvllm_jax.checkpoints.safetensors_file import SafetensorsFile
-from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.errors import ModelLoadError, shown
 
 __all__ = [
     "GET_SAFETENSORS",
@@ -84,6 +84,9 @@ class FolderWeights:
 
     def packed(self, name: str, start_row: int, stop_row: int) -> None:
         """Plain tensors have no scales."""
+
+    def layout(self, name: str) -> None:
+        """Nor a layout for few bits."""
 
     def close(self) -> None:
         for file in self.files:
@@ -159,13 +162,7 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise ModelLoadError(f"cannot read {path}: {error.strerror}") from None
-    if len(content) > _MAX_JSON_BYTES:
-        raise ModelLoadError(f"{path} is over the limit of {_MAX_JSON_BYTES} bytes")
+    content = read_file(path, _MAX_JSON_BYTES)
     # counted first, because empty lists take thirty times their size once they are parsed
     if content.count(b"{") + content.count(b"[") > _MAX_JSON_CONTAINERS:
         raise ModelLoadError(f"{path} has more lists and objects than the limit of {_MAX_JSON_CONTAINERS}")
@@ -189,8 +186,8 @@ def eos_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], wh
 
 
 _SAMPLING_RANGES = {
-    "temperature": (0.0, math.inf), "top_p": (0.0, 1.0), "top_k": (0, 2**31), "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, math.inf),
+    "temperature": (0.0, 1e6), "top_p": (0.0, 1.0), "top_k": (0, 2**31), "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, 1e6),
 }  # fmt: skip
 
 
@@ -205,7 +202,7 @@ def sampling_from_config(generation: Mapping[str, Any], where: Path) -> dict[str
         if value is None or (generation.get("do_sample") is False and key != "repetition_penalty"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ModelLoadError(f"{where}: {key} must be from {low} to {high}, not {str(value)[:80]}")
+            raise ModelLoadError(f"{where}: {key} must be from {low} to {high}, not {shown(value)}")
         if key == "top_k":
             value = int(value)
         if not (key in ("top_k", "top_p", "repetition_penalty") and value == 0):  # 0 turns these off

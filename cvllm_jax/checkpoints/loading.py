@@ -19,6 +19,7 @@ import numpy as np
 from cvllm_jax.checkpoints.cache import PreparedWeights
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
 from cvllm_jax.checkpoints.mappings.rules import Rule, Source
+from cvllm_jax.checkpoints.name_lists import listed
 from cvllm_jax.checkpoints.parts import Part, is_vector, parts_of, tensor_names
 from cvllm_jax.checkpoints.quantizing import PackedRows, fitted, quantize_rows
 from cvllm_jax.config import Progress
@@ -29,7 +30,6 @@ __all__ = ["OFFSETS", "SCALES", "load_weights"]
 _BLOCK_NUMBERS = 1 << 18  # a block of 1 MB in float32
 _THREADS = 2
 _ALIGNMENT = 64  # JAX takes host arrays aligned like this without a copy where it can
-_LISTED = 20
 #: What is behind the name of a quantised weight in those of its scales and offsets.
 SCALES, OFFSETS = ".scales", ".offsets"
 _STAGE = "loading weights"
@@ -237,9 +237,12 @@ def _plan(checkpoint: Checkpoint, rules: Sequence[Rule], targets: Mapping[str, j
         )
     ]
     problems = [
-        f"{len(names)} {kind} ({', '.join(names[:_LISTED])}"
-        + (f" and {len(names) - _LISTED} more)" if len(names) > _LISTED else ")")
-        for kind, names in (("missing", missing), ("unexpected", extra), ("misshapen", wrong))
+        f"{len(names)} {kind} ({text})"
+        for kind, names, text in (
+            ("missing", missing, listed(missing)),
+            ("unexpected", extra, listed(extra)),
+            ("misshapen", wrong, listed(wrong, alike=True, most_characters=400)),
+        )
         if names
     ]
     if problems:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from cvllm_jax.errors import ModelLoadError
+from cvllm_jax.errors import ModelLoadError, shown
 from cvllm_jax.models.layers import ACTIVATIONS
 
 __all__ = ["FULL", "SLIDING", "ConfigReader"]
@@ -36,7 +36,7 @@ class ConfigReader:
         if value is None:
             self.refuse(f"{key} is missing")
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            self.refuse(f"{key} must be a whole number from 1 to {most}, not {value!r}")
+            self.refuse(f"{key} must be a whole number from 1 to {most}, not {shown(value)}")
         return value
 
     def whole(self, key: str, default: int, *, most: int = LIMIT) -> int:
@@ -55,8 +55,8 @@ class ConfigReader:
 
     def number(self, key: str, default: float) -> float:
         value = self.config.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self.refuse(f"{key} must be a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            self.refuse(f"{key} must be a number, not {shown(value)}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -64,7 +64,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.refuse(f"{key} must be true or false, not {value!r}")
+            self.refuse(f"{key} must be true or false, not {shown(value)}")
         return value
 
     def activation(self, key: str, default: str) -> str:
@@ -88,7 +88,7 @@ class ConfigReader:
         """Refuse an option whose other values this port does not implement."""
         value = self.config.get(key, only)
         if value is not None and value != only:
-            self.refuse(f"{key}={value!r} is not supported; only {only!r} is")
+            self.refuse(f"{key}={shown(value)} is not supported; only {only!r} is")
 
     def refuse(self, reason: str) -> NoReturn:
         raise ModelLoadError(f"the model's configuration cannot be used: {reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tokenizers
 
+from cvllm_jax.checkpoints.folder import read_json
 from cvllm_jax.errors import ModelLoadError, TokenizationError
 from cvllm_jax.text.token_bytes import TokenBytes, token_bytes
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from cvllm_jax.checkpoints.checkpoint import Checkpoint
 
 __all__ = ["Tokenizer"]
-
-MAX_CONFIG_BYTES = 1 << 26
-
 
 class Tokenizer:
     """A model's tokenizer. Immutable; any number of threads may use it at once.
@@ -97,7 +95,8 @@ class Tokenizer:
             raise ModelLoadError(f"cannot load the tokenizer {path}: {reason}") from None
         backend.no_truncation()
         backend.no_padding()
-        config = _read_config(path.with_name("tokenizer_config.json"))
+        named = path.with_name("tokenizer_config.json")
+        config = read_json(named) if os.path.lexists(named) else {}
         adds_bos = config.get("add_bos_token")
         return cls(
             backend,
@@ -321,20 +320,6 @@ def _assemble(
         if assembled.token_to_id(item.content) != token:
             raise ModelLoadError(f"the tokenizer's added token {item.content!r:.80} cannot have the id {token}")
     return assembled
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelLoadError(f"{path} has more than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"cannot read {path}: {_one_line(error)}") from None
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{path} must hold an object")
-    return config
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -129,7 +129,7 @@ def test_experts_make_another_architecture(tmp_path):
     [
         (lambda writer: writer.add_string("llama.vocab_size", "x") or writer.add_value_length(16), "different"),
         (lambda writer: writer.add_array("llama.attention.sliding_window", [1, 2]), "sliding_window"),
-        (lambda writer: writer.add_uint16("split.count", 3), "one of 3 parts"),
+        (lambda writer: writer.add_uint16("split.count", 3), "part 1 of 3"),
         (lambda writer: writer.add_string("llama.rope.scaling.factor", "x"), "no number"),
         (lambda writer: writer.add_float32("general.sampling.top_p", 7.0), "top_p"),
     ],

@@ -157,10 +157,17 @@ def test_all_mismatches_are_in_one_error(tmp_path):
     assert "\n" not in message
 
 
-def test_long_lists_of_mismatches_are_cut_and_counted(tmp_path):
+def test_long_lists_of_mismatches_are_joined_and_only_then_cut(tmp_path):
     extra = {f"adapter.{index}": np.ones(1, np.float32) for index in range(70)}
+    with pytest.raises(ModelLoadError, match=r"70 unexpected \(adapter\.0-69\)"):
+        load(write_folder(tmp_path / "hf", llama_tensors() | extra), llama_targets())
+    extra = {"a" * index: np.ones(1, np.float32) for index in range(1, 71)}
     with pytest.raises(ModelLoadError, match=r"70 unexpected \(.* and 50 more\)"):
         load(write_folder(tmp_path / "hf", llama_tensors() | extra), llama_targets())
+    wide = llama_targets(CONFIG | {"intermediate_size": 128})
+    with pytest.raises(ModelLoadError) as refused:
+        load(tmp_path / "hf", wide)
+    assert "model.layers.0-1.mlp.down_proj.weight [32, 64] for layers.0-1.mlp.down [32, 128]" in str(refused.value)
 
 
 def test_interleaved_rows_must_divide_into_heads(tmp_path):

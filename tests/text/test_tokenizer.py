@@ -192,5 +192,5 @@ class TestFromFile:
         path = tmp_path / "tokenizer.json"
         path.write_bytes(prefix_once_json.read_bytes())
         path.with_name("tokenizer_config.json").write_text("{")
-        with pytest.raises(ModelLoadError, match=r"cannot read .*tokenizer_config\.json"):
+        with pytest.raises(ModelLoadError, match=r"tokenizer_config\.json"):
             Tokenizer.from_file(path)

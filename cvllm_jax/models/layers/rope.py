@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from cvllm_jax.errors import ModelLoadError
 
 __all__ = ["Rope", "RopeTables"]
+
+_MAX_HEAD_DIM = 1 << 13  # far above any model: a frequency is kept for every other dimension
 
 SUPPORTED = ("default", "linear", "llama3", "yarn", "longrope", "factors")
 
@@ -59,6 +62,8 @@ class Rope:
         if kind not in supported:
             known = ", ".join(supported)
             raise ModelLoadError(f"rope_scaling of type {kind!r:.80} is not supported; supported are {known}")
+        if head_dim > _MAX_HEAD_DIM:
+            raise ModelLoadError(f"head_dim must be at most {_MAX_HEAD_DIM} to be rotated, not {head_dim}")
         head_dim = _rotated(options, config, head_dim, partial)
         base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         try:
@@ -101,7 +106,7 @@ def _rotated(options: Mapping[str, Any], config: Mapping[str, Any], head_dim: in
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _number(options: Mapping[str, Any], key: str, default: float | None = None) -> float:
@@ -148,11 +153,10 @@ def _yarn(base: np.ndarray, options: Mapping[str, Any], theta: float, head_dim: 
     def magnitude(weight: float = 1.0) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    scale = options.get("attention_factor")
-    if scale is None:
-        mscale, mscale_all = options.get("mscale"), options.get("mscale_all_dim")
-        scale = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude()
-    return Rope(_tuple(stretched * base / factor + (1 - stretched) * base), float(scale))
+    mscale, mscale_all = options.get("mscale"), options.get("mscale_all_dim")
+    own = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude()
+    scale = _number(options, "attention_factor", own)
+    return Rope(_tuple(stretched * base / factor + (1 - stretched) * base), scale)
 
 
 def _longrope(base: np.ndarray, options: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
