@@ -8,7 +8,7 @@ whose merges follow from the scores, ``t5`` SentencePiece's unigram language mod
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import tokenizers
@@ -17,6 +17,7 @@ from tokenizers.models import BPE, Unigram, WordPiece
 
 from cvllm_jax.errors import ModelLoadError
 from cvllm_jax.text.character_map import character_map
+from cvllm_jax.text.merges import merges_by_score
 from cvllm_jax.text.pre_tokenizers import PRE_TOKENIZERS
 
 __all__ = ["read_vocabulary"]
@@ -40,8 +41,6 @@ _NEVER: Final = -1e6
 """A score, as the logarithm of a probability, that every other way to write a text beats."""
 _LONGEST_WORD: Final = 100
 """Characters; BERT has no pieces for longer words."""
-_MAX_SPLITTING: Final = 1 << 28
-"""Squares of the lengths of all pieces, in characters: Gemma's 262,144 have 10 million."""
 
 
 def read_vocabulary(
@@ -156,13 +155,11 @@ class _Vocabulary:
     def sentencepiece(self) -> tuple[tokenizers.Tokenizer, bool]:
         ids, scores = self.ids(), self.scores()
         pieces = {text: token for text, token in ids.items() if self.types[token] == _NORMAL}
-        if sum(len(text) ** 2 for text in pieces) > _MAX_SPLITTING:
-            raise ModelLoadError(f"{self.path} has pieces too long to find their parts in ({max(map(len, pieces))})")
         unknown = self.named("unknown")
         backend = tokenizers.Tokenizer(
             BPE(
                 vocab=ids,
-                merges=list(_merges(pieces, scores)),
+                merges=list(merges_by_score(pieces, scores)),
                 unk_token=None if unknown is None else self.tokens[unknown],
                 fuse_unk=True,
                 byte_fallback=True,
@@ -278,16 +275,3 @@ class _Vocabulary:
 def _spaces(prefix: bool) -> list[normalizers.Normalizer]:
     """Spaces as SentencePiece writes them, perhaps with one in front of the text."""
     return [*([normalizers.Prepend(_SPACE)] if prefix else []), normalizers.Replace(" ", _SPACE)]
-
-
-def _merges(pieces: Mapping[str, int], scores: Sequence[float]) -> Iterator[tuple[str, str]]:
-    """Every way to make a piece from two others, the highest score first.
-
-    SentencePiece merges whichever neighbours form the piece of the highest score.
-    """
-    for piece in sorted(pieces, key=lambda text: (-scores[pieces[text]], pieces[text])):
-        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        yield from sorted(
-            (split for split in splits if split[0] in pieces and split[1] in pieces),
-            key=lambda split: (pieces[split[0]], pieces[split[1]]),
-        )

@@ -119,6 +119,18 @@ class Tokenizer:
         return cls(backend, special_tokens=special_tokens, adds_bos=adds_bos)
 
     @classmethod
+    def from_tekken(cls, path: str | Path) -> Self:
+        """Load Mistral's ``tekken.json``.
+
+        Raises:
+            ModelLoadError: the file is absent or damaged.
+        """
+        from cvllm_jax.text.tekken import read_tekken
+
+        backend, special_tokens = read_tekken(Path(path))
+        return cls(backend, special_tokens=special_tokens, adds_bos=True)
+
+    @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """The tokenizer that belongs to a checkpoint.
 
@@ -128,11 +140,14 @@ class Tokenizer:
         if checkpoint.format == "gguf":
             return cls.from_gguf(checkpoint.path)
         path = checkpoint.path / "tokenizer.json"
-        if not path.is_file():
-            raise ModelLoadError(
-                f"{checkpoint.path} has no tokenizer.json; a tokenizer.model alone is not supported"
-            )
-        return cls.from_file(path)
+        if path.is_file():
+            return cls.from_file(path)
+        path = checkpoint.path / "tekken.json"
+        if path.is_file():
+            return cls.from_tekken(path)
+        raise ModelLoadError(
+            f"{checkpoint.path} has no tokenizer.json and no tekken.json; a tokenizer.model alone is not supported"
+        )
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of a text, without a BOS token in front.
