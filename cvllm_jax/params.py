@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from cvllm_jax.errors import GenerationError, shown
 
 __all__ = [
+    "CacheGroupStats",
     "EngineStats",
     "FinishReason",
     "GenerationOutput",
@@ -312,9 +313,20 @@ class ModelInfo:
     """Whether the model generates text, or gives vectors of it (an EmbeddingEngine's)."""
 
 
+@dataclass(frozen=True, slots=True)
+class CacheGroupStats:
+    """The pages of the layers that attend to the same latest positions."""
+
+    window: int | None
+    """How many positions; None for all."""
+    pages_total: int
+    pages_free: int
+    pages_cached: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot of an engine's state and counters."""
+    """A snapshot of an engine's state and counters. Pages are summed over the cache groups."""
 
     running: int
     waiting: int
@@ -331,6 +343,8 @@ class EngineStats:
     steps: int
     compilations: int
     """Programs compiled or loaded since the start; constant after warm-up."""
+    cache_groups: tuple[CacheGroupStats, ...] = ()
+    """One for models whose layers are alike; where only some have windows, one for these and one for the others."""
 
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from cvllm_jax.engine.pages import PageRun
 from cvllm_jax.engine.plan import DecodeRow, Plan, SamplingSettings
 from cvllm_jax.engine.runner import Runner
 
@@ -23,12 +24,12 @@ def bare_step_seconds(runner: Runner, sequences: int, length: int, repeats: int)
     """
     settings = runner.settings
     pages = -(-length // settings.page_size)
-    if sequences * pages >= settings.num_pages:
-        raise ValueError(f"{sequences} sequences of {pages} pages do not fit in {settings.num_pages} pages")
+    if sequences * pages >= min(settings.num_pages):
+        raise ValueError(f"{sequences} sequences of {pages} pages do not fit in {min(settings.num_pages)} pages")
     rows = tuple(
         DecodeRow(
-            slot=index, position=length - 1, steps=1, pages=tuple(range(1 + index * pages, 1 + (index + 1) * pages)),
-            forbid_end=0, sampling=GREEDY,
+            slot=index, position=length - 1, steps=1, forbid_end=0, sampling=GREEDY,
+            tables=(PageRun(0, tuple(range(1 + index * pages, 1 + (index + 1) * pages))),) * len(settings.groups),
         )
         for index in range(sequences)
     )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.gpu.report import Report
 from cvllm_jax import EngineConfig, GenerationParams, InferenceEngine
-from cvllm_jax.engine.devices import page_bytes
+from cvllm_jax.engine.pool_sizes import page_bytes
 
 LENGTHS = Path(__file__).parent / "conversation_lengths.json"
 
@@ -185,7 +185,7 @@ class EngineBench:
     @property
     def kv_bytes_of_token(self) -> int:
         runner = self.engine.runner
-        return page_bytes(runner.config, runner.settings.geometry) // runner.settings.page_size
+        return sum(page_bytes(runner.config, runner.settings.geometry)) // runner.settings.page_size
 
     @property
     def prefill_flops(self) -> int:

@@ -92,7 +92,8 @@ def _devices() -> Iterator[Remedy]:
         _row("devices", " ".join(str(error).split())[:300])
         yield Remedy("a device that JAX can start", "JAX_PLATFORMS=cpu cvllm-jax doctor", essential=True)
         return
-    from cvllm_jax.engine.devices import CPU_SHARE, CPU_TOKENS, GPU_SHARE, available_memory
+    from cvllm_jax.engine.devices import available_memory
+    from cvllm_jax.engine.pool_sizes import CPU_SHARE, CPU_TOKENS, GPU_SHARE
 
     for device in devices:
         name, stats = f"{device.platform}:{device.id}", device.memory_stats() or {}

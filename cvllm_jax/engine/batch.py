@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
+from cvllm_jax.engine.pages import PageRun
 from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSettings
 from cvllm_jax.engine.sampler import SamplingBatch
 from cvllm_jax.models.layers import BlockBatch, Kernels
@@ -118,11 +119,18 @@ def pack_masks(masks: Items[bytes | None], rows: int, words: int) -> np.ndarray 
     return packed
 
 
+def _fill_tables(tables: np.ndarray, row: int, runs: Items[PageRun]) -> None:
+    """One row of the block tables ``[C, R, W]``; entries of pages that a sequence does not hold are padding."""
+    for table, (first, pages) in zip(tables, runs, strict=True):
+        table[row, first : first + len(pages)] = pages
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeLayout:
     """Some next tokens for each of up to ``rows`` sequences; ``idle_slot`` is where padding rows point."""
 
     rows: int
+    groups: int
     table_width: int
     page_size: int
     idle_slot: int
@@ -131,7 +139,7 @@ class DecodeLayout:
     def _layout(self) -> Layout:
         R = self.rows
         return Layout(
-            {"position": ((R,), _INT), "steps": ((R,), _INT), "tables": ((R, self.table_width), _INT)}
+            {"position": ((R,), _INT), "steps": ((R,), _INT), "tables": ((self.groups, R, self.table_width), _INT)}
             | _sampling_fields(R)
         )
 
@@ -145,21 +153,26 @@ class DecodeLayout:
         for index, row in enumerate(rows):
             views["position"][index] = row.position
             views["steps"][index] = row.steps
-            views["tables"][index, : len(row.pages)] = row.pages
+            _fill_tables(views["tables"], index, row.tables)
             _fill_sampling(views, index, row.sampling, row.slot, row.forbid_end)
         return vector
 
-    def unpack(self, vector: Int[Array, "L"], ahead: jax.Array | int = 0) -> tuple[BlockBatch, SamplingBatch]:
-        """The batch of the step that is ``ahead`` steps after the first; rows that take fewer are padding in it."""
+    def unpack(
+        self, vector: Int[Array, "L"], ahead: jax.Array | int = 0
+    ) -> tuple[tuple[BlockBatch, ...], SamplingBatch]:
+        """The step ``ahead`` steps after the first, for each cache group; rows that take fewer are padding in it."""
         f = self._layout().unpack(vector)
-        live, tables = f["steps"] > ahead, f["tables"]
+        live = f["steps"] > ahead
         position = jnp.where(live, f["position"] + ahead, 0)
-        page = jnp.take_along_axis(tables, (position // self.page_size)[:, None], axis=1)[:, 0]
-        batch = BlockBatch(
-            positions=position, page=jnp.where(live, page, 0), offset=position % self.page_size, tables=tables,
-            starts=position, counts=live.astype(jnp.int32), kernels=self.kernels,
-        )  # fmt: skip
-        return batch, _sampling_batch(f, position + 1, ahead)
+
+        def batch(tables: jax.Array) -> BlockBatch:
+            page = jnp.take_along_axis(tables, (position // self.page_size)[:, None], axis=1)[:, 0]
+            return BlockBatch(
+                positions=position, page=jnp.where(live, page, 0), offset=position % self.page_size, tables=tables,
+                starts=position, counts=live.astype(jnp.int32), kernels=self.kernels,
+            )  # fmt: skip
+
+        return tuple(map(batch, f["tables"])), _sampling_batch(f, position + 1, ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +181,7 @@ class PrefillLayout:
 
     blocks: int
     block_size: int
+    groups: int
     table_width: int
     page_size: int
     idle_slot: int
@@ -180,7 +194,7 @@ class PrefillLayout:
                 "tokens": ((B, self.block_size), _INT),
                 "start": ((B,), _INT),
                 "count": ((B,), _INT),
-                "tables": ((B, self.table_width), _INT),
+                "tables": ((self.groups, B, self.table_width), _INT),
             }
             | _sampling_fields(B)
         )
@@ -196,31 +210,37 @@ class PrefillLayout:
             views["tokens"][index, : len(block.tokens)] = block.tokens
             views["start"][index] = block.start
             views["count"][index] = len(block.tokens)
-            views["tables"][index, : len(block.pages)] = block.pages
+            _fill_tables(views["tables"], index, block.tables)
             if block.choose:
                 _fill_sampling(views, index, block.sampling, block.slot, block.forbid_end)
         return vector
 
-    def unpack(self, vector: Int[Array, "L"]) -> tuple[Int[Array, "T"], BlockBatch, Int[Array, "B"], SamplingBatch]:
-        """Tokens, batch, index of each block's last token, and how the blocks that end a prompt choose."""
+    def unpack(
+        self, vector: Int[Array, "L"]
+    ) -> tuple[Int[Array, "T"], tuple[BlockBatch, ...], Int[Array, "B"], SamplingBatch]:
+        """Tokens, a batch for each cache group, the index of each block's last token, and how the last ones choose."""
         f = self._layout().unpack(vector)
         B, Q = self.blocks, self.block_size
-        start, count, tables = f["start"][:, None], f["count"][:, None], f["tables"]
+        start, count = f["start"][:, None], f["count"][:, None]
         index = jnp.arange(Q, dtype=jnp.int32)[None]
         real = index < count
         positions = jnp.where(real, start + index, 0)
-        page = jnp.where(real, jnp.take_along_axis(tables, positions // self.page_size, axis=1), 0)
-        batch = BlockBatch(
-            positions=positions.reshape(-1),
-            page=page.reshape(-1),
-            offset=(positions % self.page_size).reshape(-1),
-            tables=tables,
-            starts=f["start"],
-            counts=f["count"],
-            kernels=self.kernels,
-        )
+
+        def batch(tables: jax.Array) -> BlockBatch:
+            page = jnp.where(real, jnp.take_along_axis(tables, positions // self.page_size, axis=1), 0)
+            return BlockBatch(
+                positions=positions.reshape(-1),
+                page=page.reshape(-1),
+                offset=(positions % self.page_size).reshape(-1),
+                tables=tables,
+                starts=f["start"],
+                counts=f["count"],
+                kernels=self.kernels,
+            )
+
         last = jnp.arange(B, dtype=jnp.int32) * Q + jnp.maximum(f["count"] - 1, 0)
-        return f["tokens"].reshape(-1), batch, last, _sampling_batch(f, f["start"] + f["count"])
+        sampling = _sampling_batch(f, f["start"] + f["count"])
+        return f["tokens"].reshape(-1), tuple(map(batch, f["tables"])), last, sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from cvllm_jax.config import Device, DType, EngineConfig
 from cvllm_jax.engine.expert_kernels import ExpertGeometry
-from cvllm_jax.engine.kernels import Geometry, empty_pages
+from cvllm_jax.engine.kernels import Geometry
 from cvllm_jax.engine.sampler import Form
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import ModelConfig
@@ -28,17 +28,10 @@ __all__ = [
     "free_memory",
     "geometry_of",
     "mesh_of",
-    "page_bytes",
-    "pages_for",
     "resolve_dtype",
     "return_freed_memory",
     "step_shapes",
 ]
-
-#: Share of the free memory that the page pool takes when no size is given.
-GPU_SHARE, CPU_SHARE = 0.9, 0.25
-#: On a CPU the pool stops here: the memory belongs to the user's other programs too.
-CPU_TOKENS = 32_768
 
 _PLATFORMS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "metal": ("mps", "METAL", "metal")}
 
@@ -144,53 +137,6 @@ def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometr
         shares_values=model.shares_values,
         experts=None if model.experts is None else ExpertGeometry(model.hidden_size, *model.experts),
     )
-
-
-def page_bytes(model: ModelConfig, geometry: Geometry) -> int:
-    """Bytes of one page over all layers."""
-    pages = jax.eval_shape(lambda: empty_pages(geometry, 1))
-    return model.num_layers * sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(pages))
-
-
-def pages_for(config: EngineConfig, model: ModelConfig, geometry: Geometry, device: jax.Device) -> tuple[int, int]:
-    """Pages of the pool, the padding page included, and the longest sequence that is accepted.
-
-    Raises:
-      ConfigError: a size that was asked for does not fit.
-      DeviceError: free memory does not hold even a short sequence.
-    """
-    size, each = config.page_size, page_bytes(model, geometry)
-    wanted = min(config.max_sequence_length or model.context_length, model.context_length)
-    if config.max_sequence_length is not None and config.max_sequence_length > model.context_length:
-        raise ConfigError(
-            f"max_sequence_length is {config.max_sequence_length}, "
-            f"but the model's context is {model.context_length} tokens",
-            param="max_sequence_length",
-        )
-    enough = config.max_batch_size * -(-wanted // size)
-    if config.kv_cache_memory is not None:
-        pages = min(config.kv_cache_memory // each - 1, enough)
-        asked = f"kv_cache_memory of {config.kv_cache_memory} bytes holds"
-    else:
-        pages = min(_automatic_bytes(config, device, each) // each - 1, enough)
-        asked = "free memory holds"
-    capacity = pages * size
-    needed = config.max_sequence_length if config.max_sequence_length is not None else size
-    if capacity < needed:
-        kind = ConfigError if config.kv_cache_memory is not None else DeviceError
-        raise kind(
-            f"{asked} {max(capacity, 0)} tokens of KV cache ({each // size} bytes a token), but {needed} are needed: "
-            "raise kv_cache_memory or lower max_sequence_length",
-            param="kv_cache_memory",
-        )
-    return pages + 1, min(wanted, capacity)
-
-
-def _automatic_bytes(config: EngineConfig, device: jax.Device, each: int) -> int:
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int((stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * GPU_SHARE)
-    return min(int(available_memory() * CPU_SHARE), (CPU_TOKENS // config.page_size + 1) * each)
 
 
 def available_memory() -> int:

@@ -27,6 +27,7 @@ from cvllm_jax.engine.steps import MAX_BIAS, MAX_END_TOKENS
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
 from cvllm_jax.errors import GenerationError, shown
 from cvllm_jax.params import (
+    CacheGroupStats,
     EngineStats,
     GenerationOutput,
     GenerationParams,
@@ -64,15 +65,22 @@ class InferenceEngine(EngineLifetime):
         self.chat_template: ChatTemplate | None = loaded.chat_template
         self._info = loaded.info
         settings = loaded.runner.settings
+        pools = [
+            PageAllocator(
+                pages,
+                page_size=settings.page_size,
+                window=group.window,
+                prefix_caching=config.enable_prefix_caching,
+            )
+            for group, pages in zip(settings.groups, settings.num_pages, strict=True)
+        ]
         scheduler = Scheduler(
-            PageAllocator(settings.num_pages, prefix_caching=config.enable_prefix_caching),
-            page_size=settings.page_size,
+            pools,
             slots=settings.max_batch_size,
             block=settings.steps.query_block,
             prefill_budget=config.prefill_chunk_size,
             chunked=config.enable_chunked_prefill,
             decode_steps=config.decode_steps,
-            window=loaded.runner.window,
             hash_root=f"{loaded.info.name} {loaded.info.dtype} {config.kv_cache_dtype}".encode(),
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
@@ -201,12 +209,16 @@ class InferenceEngine(EngineLifetime):
 
     def stats(self) -> EngineStats:
         scheduler, totals = self._loop.scheduler, self._totals
+        groups = tuple(
+            CacheGroupStats(pool.window, pool.capacity, pool.available, pool.cached) for pool in scheduler.paging.pools
+        )
         return EngineStats(
             running=len(scheduler.running),
             waiting=self._loop.waiting,
-            pages_total=scheduler.pages.capacity,
-            pages_free=scheduler.pages.available,
-            pages_cached=scheduler.pages.cached,
+            pages_total=sum(group.pages_total for group in groups),
+            pages_free=sum(group.pages_free for group in groups),
+            pages_cached=sum(group.pages_cached for group in groups),
+            cache_groups=groups,
             requests_completed=totals.requests,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,

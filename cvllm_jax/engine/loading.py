@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,13 +27,12 @@ from cvllm_jax.engine.devices import (
     free_memory,
     geometry_of,
     mesh_of,
-    page_bytes,
-    pages_for,
     resolve_dtype,
     return_freed_memory,
     step_shapes,
 )
 from cvllm_jax.engine.kernels import choose_kernels, choose_matmul
+from cvllm_jax.engine.pool_sizes import page_bytes, pages_for
 from cvllm_jax.engine.runner import Runner
 from cvllm_jax.engine.steps import RunnerSettings
 from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
@@ -92,13 +92,15 @@ def load(config: EngineConfig) -> Loaded:
     choices = choose_kernels(geometry, device, config.kernels, store=_trials(config))
     for name in ("attention", "kv_write", "experts"):
         log.info("%s: %s, because %s", name, *getattr(choices, name))
-    num_pages, max_sequence_length = pages_for(config, model_config, geometry, device)
+    shapes = step_shapes(config, device.platform)
+    num_pages, max_sequence_length = pages_for(config, model_config, geometry, device, shapes)
     settings = RunnerSettings(
         max_batch_size=config.max_batch_size,
         max_sequence_length=max_sequence_length,
         page_size=config.page_size,
+        groups=model_config.cache_groups,
         num_pages=num_pages,
-        steps=step_shapes(config, device.platform),
+        steps=shapes,
         geometry=geometry,
         kernels=choices.kernels,
         enable_cuda_graph=config.enable_cuda_graph,
@@ -114,7 +116,7 @@ def load(config: EngineConfig) -> Loaded:
             runner.warm_up(config.progress)
             return_freed_memory()
     except jax.errors.JaxRuntimeError as error:
-        size = num_pages * page_bytes(model_config, geometry) / 2**30
+        size = sum(map(operator.mul, num_pages, page_bytes(model_config, geometry))) / 2**30
         raise DeviceError(
             f"the device failed while a KV cache of {size:.2f} GiB was set up and steps were compiled"
             f"{free_memory(device)}: {str(error).splitlines()[0]}; "

@@ -6,10 +6,11 @@ run can be replayed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
 
-from cvllm_jax.engine.pages import first_page
+from cvllm_jax.engine.pages import PADDING_PAGE, PageRun, first_page
 from cvllm_jax.engine.sequence import Sampled, Sequence
 
 __all__ = [
@@ -61,8 +62,8 @@ class PrefillBlock:
     slot: int
     start: int
     tokens: tuple[int, ...]
-    pages: tuple[int, ...]
-    """The sequence's block table, as far as this block needs it."""
+    tables: tuple[PageRun, ...]
+    """The sequence's pages in each cache group, as far as this block needs them."""
     choose: bool
     """Whether the block ends the known tokens, so that the next one is chosen."""
     forbid_end: int
@@ -79,8 +80,8 @@ class DecodeRow:
     slot: int
     position: int
     steps: int
-    pages: tuple[int, ...]
-    """The sequence's block table, with room for every step."""
+    tables: tuple[PageRun, ...]
+    """The sequence's pages in each cache group, with room for every step."""
     forbid_end: int
     sampling: SamplingSettings
     mask: bytes | None = None
@@ -136,34 +137,41 @@ def admission_of(sequence: Sequence) -> Admission:
     )
 
 
-def check_plan(plan: Plan, num_pages: int, page_size: int, slots: int, window: int | None = None) -> None:
+def check_plan(plan: Plan, pools: Items[tuple[int, int | None]], page_size: int, slots: int) -> None:
     """Raise a ValueError where a plan names what the buffers do not have: on the device that reads something else.
 
-    Page 0 is for padding, and no sequence's; it stands for pages that the window has left.
+    Arguments:
+      pools: of each cache group the pages, of which the first is padding and no sequence's, and the window.
     """
-    check = partial(_check_places, num_pages=num_pages, page_size=page_size, slots=slots, window=window)
+    check = partial(_check_places, pools=pools, page_size=page_size, slots=slots)
     for row in plan.decode:
         if not 1 <= row.steps <= plan.decode_steps:
             raise ValueError(f"slot {row.slot} takes {row.steps} steps of {plan.decode_steps}")
-        check(f"slot {row.slot}", row.slot, row.pages, row.position, row.steps)
+        check(f"slot {row.slot}", row.slot, row.tables, row.position, row.steps)
     for block in plan.prefill:
         name = f"the block of slot {block.slot} at {block.start}"
-        check(name, block.slot, block.pages, block.start, len(block.tokens))
+        check(name, block.slot, block.tables, block.start, len(block.tokens))
     taken = [row.slot for row in plan.decode] + [block.slot for block in plan.prefill if block.choose]
     if len(taken) != len(set(taken)):
         raise ValueError(f"a slot chooses twice in one step: {taken}")
 
 
 def _check_places(
-    name: str, slot: int, pages: tuple[int, ...], start: int, count: int, *,
-    num_pages: int, page_size: int, slots: int, window: int | None,
+    name: str, slot: int, tables: tuple[PageRun, ...], start: int, count: int, *,
+    pools: Items[tuple[int, int | None]], page_size: int, slots: int,
 ) -> None:  # fmt: skip
     if not 0 <= slot < slots:
         raise ValueError(f"{name}: there are slots 0 to {slots - 1}")
-    left = first_page(start, window, page_size)
-    if outside := [page for i, page in enumerate(pages) if not (i >= left) <= page < num_pages]:
-        raise ValueError(f"{name}: its block table names page {outside[0]}; the pool has pages 1 to {num_pages - 1}")
-    if start + count > len(pages) * page_size:
-        raise ValueError(
-            f"{name}: {len(pages)} pages of {page_size} tokens do not hold {start + count} tokens"
-        )
+    if len(tables) != len(pools):
+        raise ValueError(f"{name}: it has {len(tables)} block tables, and there are {len(pools)} cache groups")
+    for (first, pages), (num_pages, window) in zip(tables, pools, strict=True):
+        if outside := [page for page in pages if not PADDING_PAGE < page < num_pages]:
+            raise ValueError(
+                f"{name}: its block table names page {outside[0]}; the pool has pages 1 to {num_pages - 1}"
+            )
+        if first > first_page(start, window, page_size):
+            raise ValueError(f"{name}: its pages begin at token {first * page_size}, after what it attends to")
+        if start + count > (first + len(pages)) * page_size:
+            raise ValueError(
+                f"{name}: {first + len(pages)} pages of {page_size} tokens do not hold {start + count} tokens"
+            )

@@ -27,7 +27,7 @@ from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import SamplerState, empty_state
 from cvllm_jax.engine.sequence import Sampled
 from cvllm_jax.engine.steps import RunnerSettings, Steps
-from cvllm_jax.models.decoder import DecoderConfig
+from cvllm_jax.models.cache_groups import group_of_layers
 from cvllm_jax.models.registry import ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
 from pallas_kernels.kv_write import KvPages
@@ -75,9 +75,6 @@ class Runner:
         self._preparing: threading.Thread | None = None
         self._closed = False
         self.config = config
-        windows = config.windows if isinstance(config, DecoderConfig) else (None,)
-        self.window = max((window for window in windows if window), default=None) if None not in windows else None
-        """The latest positions that any layer attends to; None if one attends to all."""
         self.mesh = mesh
         self._leaves = leaves
         self._replicated = NamedSharding(mesh, P())
@@ -103,10 +100,15 @@ class Runner:
         state = empty_state(self.settings.max_batch_size + 1, self.config.vocab_size)
         self._state = jax.device_put(state, self._replicated)
 
-    def new_cache(self, num_pages: int) -> tuple[KvPages, ...]:
-        """Zeroed pages for every layer."""
+    def new_cache(self, num_pages: Items[int]) -> tuple[KvPages, ...]:
+        """Zeroed pages for every layer.
+
+        Arguments:
+          num_pages: of each cache group.
+        """
         zeros = partial(jnp.zeros, device=self._cache_sharding)
-        return tuple(empty_pages(self.settings.geometry, num_pages, zeros) for _ in range(self.config.num_layers))
+        layers = group_of_layers(self.settings.groups)
+        return tuple(empty_pages(self.settings.geometry, num_pages[group], zeros) for group in layers)
 
     def close(self) -> None:
         """Let go of weights, buffers and compiled steps, and give their memory back to the system."""
@@ -181,12 +183,17 @@ class Runner:
 
     def dispatch(self, plan: Plan) -> DispatchedStep:
         """Queue a plan's work on the device."""
-        if self.debug:
-            settings = self.settings
-            check_plan(plan, settings.num_pages, settings.page_size, settings.max_batch_size, self.window)
+        self._check(plan)
         self._admit(plan)
         decode = self._dispatch_decode(plan.decode, plan.decode_steps)
         return DispatchedStep(decode, self._dispatch_prefill(plan.prefill))
+
+    def _check(self, plan: Plan) -> None:
+        if self.debug:
+            settings = self.settings
+            windows = [group.window for group in settings.groups]
+            pools = list(zip(settings.num_pages, windows, strict=True))
+            check_plan(plan, pools, settings.page_size, settings.max_batch_size)
 
     def _admit(self, plan: Plan) -> None:
         for admission in plan.admissions:
@@ -195,9 +202,7 @@ class Runner:
 
     def start(self, plan: Plan) -> StartedStep:
         """Queue a plan's work as far as the choice of the tokens of its decode rows; :meth:`choose` is the rest."""
-        if self.debug:
-            settings = self.settings
-            check_plan(plan, settings.num_pages, settings.page_size, settings.max_batch_size, self.window)
+        self._check(plan)
         self._admit(plan)
         layout = self._layout_of(plan.decode)
         vector = jax.device_put(layout.pack(plan.decode), self._replicated)

@@ -10,8 +10,10 @@ import bisect
 import logging
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 
-from cvllm_jax.engine.pages import PageAllocator, chain_hashes, first_page
+from cvllm_jax.engine.pages import PageAllocator
+from cvllm_jax.engine.paging import Paging, step_tokens
 from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, StepOutput, admission_of, settings_of
 from cvllm_jax.engine.sequence import Sampled, Sequence, State
 from cvllm_jax.errors import Error
@@ -29,33 +31,29 @@ class Scheduler:
     """Owns the sequences, their slots and their pages.
 
     Arguments:
-      pages: the pool.
-      page_size: tokens in a page.
+      pools: the pages of each cache group.
       slots: sequences that can run together.
       block: tokens of one sequence that prefill takes as a unit.
       prefill_budget: prompt tokens of one step, over all sequences.
       chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
       decode_steps: steps that running sequences take in one go while nobody waits.
-      window: no layer attends to more than this many latest positions, so pages before them are given up.
       hash_root: distinguishes caches of other models and types.
     """
 
     def __init__(
-        self, pages: PageAllocator, *, page_size: int, slots: int, block: int, prefill_budget: int,
-        chunked: bool = True, decode_steps: int = 1, window: int | None = None, hash_root: bytes = b"cvllm",
+        self, pools: Items[PageAllocator], *, slots: int, block: int, prefill_budget: int,
+        chunked: bool = True, decode_steps: int = 1, hash_root: bytes = b"cvllm",
     ) -> None:  # fmt: skip
-        self.pages = pages
+        step = step_tokens(block, prefill_budget, chunked=chunked, decode_steps=decode_steps)
+        self.paging = Paging(pools, step=step, hash_root=hash_root)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
-        self._page_size = page_size
         self._free_slots = list(range(slots - 1, -1, -1))
         self._block = block
         self._budget = prefill_budget
         self._chunked = chunked
         self._decode_steps = decode_steps
-        self._window = window
-        self._root = hash_root
         # of each plan those that decode (None: what the row chooses is void), choose after a prompt, and are prefilled
         self._in_flight: deque[tuple[list[Sequence | None], list[Sequence], list[Sequence]]] = deque()
 
@@ -92,9 +90,8 @@ class Scheduler:
             when it is, before the tokens of this plan are chosen.
         """
         preempted = self.preemptions
-        for sequence in self.running:  # pages that the window has left, once the prefix cache knows them
-            left = first_page(sequence.computed, self._window, self._page_size)
-            self.pages.release(sequence.give_up(min(left, sequence.registered)))
+        for sequence in self.running:
+            self.paging.leave(sequence)
         steps = self._steps_in_one_go()
         decoding, decode = self._plan_decode(steps, masks_follow)
         admissions: list[Admission] = []
@@ -115,15 +112,11 @@ class Scheduler:
             return 1
         if self.waits_for_tokens:
             return 1
-        wanted = sum(self._pages_missing(s, self._steps_of(s, self._decode_steps)) for s in self.running)
-        return self._decode_steps if wanted <= self.pages.available else 1
+        wanted = [self.paging.missing(s, self._steps_of(s, self._decode_steps)) for s in self.running]
+        return self._decode_steps if self.paging.fits([sum(each) for each in zip(*wanted, strict=True)]) else 1
 
     def _steps_of(self, sequence: Sequence, steps: int) -> int:
         return min(steps, sequence.max_tokens - sequence.num_generated)
-
-    def _pages_missing(self, sequence: Sequence, steps: int) -> int:
-        """Pages that the next tokens need beyond those that the sequence has."""
-        return max(0, -(-(sequence.computed + steps) // self._page_size) - len(sequence.pages))
 
     def _plan_decode(self, steps: int, masks_follow: bool) -> tuple[list[Sequence | None], list[DecodeRow]]:
         sequences: list[Sequence | None] = []
@@ -131,14 +124,14 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or sequence.complete:
                 continue
-            if not sequence.prefilled:  # forced tokens may need pages
-                self._grow(sequence, self._pages_missing(sequence, len(sequence.tokens) - sequence.computed))
+            if not sequence.prefilled:  # forced tokens may need pages, and what comes next behind a window
+                self._grow(sequence)
                 continue
             needs_mask = sequence.constraint is not None and not masks_follow
             if needs_mask and (sequence.pending or not self._constrain(sequence)):
                 continue
             own_steps = self._steps_of(sequence, steps)
-            if not self._grow(sequence, self._pages_missing(sequence, own_steps)):
+            if not self._grow(sequence, own_steps):
                 continue
             assert sequence.slot is not None
             rows.append(
@@ -146,7 +139,7 @@ class Scheduler:
                     slot=sequence.slot,
                     position=sequence.computed,
                     steps=own_steps,
-                    pages=tuple(sequence.pages),
+                    tables=tuple(table.run() for table in sequence.tables),
                     forbid_end=sequence.forbid_end,
                     sampling=settings_of(sequence),
                     mask=sequence.mask,
@@ -157,14 +150,16 @@ class Scheduler:
             sequences.append(sequence)
         return sequences, rows
 
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Give a running sequence more pages, taking those of the youngest sequences if there are too few."""
-        while (pages := self.pages.allocate(count)) is None:
+    def _grow(self, sequence: Sequence, steps: int = 0) -> bool:
+        """Give a running sequence the pages of its next step, or those of the youngest sequences if there are too few.
+
+        False if it was the youngest itself.
+        """
+        while not self.paging.grow(sequence, steps):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.pages += pages
         return True
 
     def _plan_prefill(self, admissions: list[Admission], *, may_admit: bool) -> Iterator[tuple[Sequence, PrefillBlock]]:
@@ -218,8 +213,9 @@ class Scheduler:
         return True
 
     def _blocks(self, sequence: Sequence, limit: int) -> Iterator[PrefillBlock]:
-        """The next blocks of a prompt, at most ``limit`` tokens."""
+        """The next blocks of a prompt, at most ``limit`` tokens, and not more than there are pages for."""
         assert sequence.slot is not None
+        limit = self.paging.reach(sequence, limit)
         while limit > 0 and not sequence.prefilled:
             start = sequence.computed
             stop = min(start + min(self._block, limit), len(sequence.tokens))
@@ -231,7 +227,7 @@ class Scheduler:
                 slot=sequence.slot,
                 start=start,
                 tokens=tuple(sequence.tokens[start:stop]),
-                pages=tuple(sequence.pages[: -(-stop // self._page_size)]),
+                tables=self.paging.runs(sequence, stop),
                 choose=choose,
                 forbid_end=sequence.forbid_end,
                 sampling=settings_of(sequence),
@@ -240,7 +236,7 @@ class Scheduler:
             sequence.computed = stop
             sequence.pending += choose
             sequence.prefilled = choose
-            self._register(sequence)
+            self.paging.register(sequence)
             yield block
 
     def _admit_next(self, admissions: list[Admission]) -> Sequence | None:
@@ -250,23 +246,9 @@ class Scheduler:
         sequence = self.waiting[0]
         if sequence.pending:  # preempted with its last token still on the device
             return None
-        size = self._page_size
-        sequence.hashes = chain_hashes(self._root, sequence.tokens, size, sequence.hashes)
-        # the last token is always computed: its logits choose the next one
-        full = sequence.hashes[: (len(sequence.tokens) - 1) // size]
-        shared = self.pages.match(full, window=self._window, page_size=size)
-        given_up = first_page(len(shared) * size, self._window, size)
-        wanted = -(-len(sequence.tokens) // size) - len(shared)
-        # leave each running sequence room to grow, or the newcomer would be preempted at once
-        fresh = self.pages.allocate(wanted) if wanted + len(self.running) <= self.pages.available else None
-        if fresh is None:
-            self.pages.release(shared[given_up:])
+        if not self.paging.admit(sequence, self.running):
             return None
         del self.waiting[0]
-        sequence.pages = shared + fresh
-        sequence.given_up = given_up
-        sequence.computed = len(shared) * size
-        sequence.registered = len(shared)
         if not sequence.preempted:  # else its own pages would count
             sequence.cached_tokens = sequence.computed
         sequence.slot = self._free_slots.pop()
@@ -295,7 +277,7 @@ class Scheduler:
         if not self._append(sequence, sampled):
             return
         if sequence.state is State.RUNNING:
-            self._register(sequence)
+            self.paging.register(sequence)
         self._append_forced(sequence)
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> bool:
@@ -343,7 +325,7 @@ class Scheduler:
         for sequence in list(self.running):
             sequence.pending = 0
             self._preempt(sequence)
-        self.pages.forget()
+        self.paging.forget()
 
     def end_all(self, reason: FinishReason) -> None:
         """End every request, as when the engine closes."""
@@ -351,16 +333,6 @@ class Scheduler:
             self._finish(sequence, reason)
 
     # --- bookkeeping ---
-
-    def _register(self, sequence: Sequence) -> None:
-        """Offer full pages to the prefix cache: those whose tokens are known and whose keys are on their way."""
-        full = min(sequence.computed, len(sequence.tokens)) // self._page_size
-        if full <= sequence.registered:
-            return
-        sequence.hashes = chain_hashes(self._root, sequence.tokens, self._page_size, sequence.hashes)
-        for index in range(sequence.registered, full):
-            self.pages.register(sequence.pages[index], sequence.hashes[index])
-        sequence.registered = full
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
@@ -371,7 +343,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
         if sequence.state is State.RUNNING:
-            self._register(sequence)
+            self.paging.register(sequence)
             self._leave(sequence)
         else:
             self.waiting.remove(sequence)
@@ -382,11 +354,9 @@ class Scheduler:
         self.running.remove(sequence)
         assert sequence.slot is not None
         self._free_slots.append(sequence.slot)
-        self.pages.release(sequence.pages[sequence.given_up :])
+        self.paging.release(sequence)
         sequence.slot = None
-        sequence.pages, sequence.given_up = [], 0
         sequence.prefilled = False
-        sequence.computed = sequence.registered = 0
 
     def _enqueue(self, sequence: Sequence) -> None:
         """Waiting sequences stay in order of arrival, so one that was preempted comes before younger ones."""

@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.engine.batch import PrefillLayout
+from cvllm_jax.engine.pages import PageRun
 from cvllm_jax.engine.plan import PrefillBlock, SamplingSettings
 from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.runner import Runner
@@ -110,7 +111,7 @@ class PromptScorer:
         chosen: list[float] = []
         best: list[list[TopLogprob]] = []
         try:
-            cache = runner.new_cache(width + 1)
+            cache = runner.new_cache([width + 1] * len(runner.settings.groups))
             program = self._program(runner, leaves, cache, layout)
             for start, vector in _chunks(layout, tokens):
                 if gone.is_set():
@@ -161,7 +162,7 @@ def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 
         raise ValueError(f"from 1 to {limit} tokens can be scored, not {len(tokens)}")
     width = -(-len(tokens) // runner.settings.page_size)
     layout = _layout(runner, blocks, width)
-    cache = runner.new_cache(width + 1)
+    cache = runner.new_cache([width + 1] * len(runner.settings.groups))
     program = jax.jit(partial(_logits, runner, layout), donate_argnums=1)
     parts = []
     for start, vector in _chunks(layout, tokens):
@@ -172,19 +173,21 @@ def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 
 
 def _layout(runner: Runner, blocks: int, width: int) -> PrefillLayout:
     settings = runner.settings
-    return PrefillLayout(blocks, settings.steps.query_block, width, settings.page_size, 0, settings.kernels)
+    return PrefillLayout(
+        blocks, settings.steps.query_block, len(settings.groups), width, settings.page_size, 0, settings.kernels
+    )
 
 
 def _chunks(layout: PrefillLayout, tokens: Items[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Where each step's tokens begin, and its vector."""
     step_tokens = layout.blocks * layout.block_size
-    pages = tuple(range(1, layout.table_width + 1))
+    tables = (PageRun(0, tuple(range(1, layout.table_width + 1))),) * layout.groups
     for start in range(0, len(tokens), step_tokens):
         end = min(start + step_tokens, len(tokens))
         yield start, layout.pack(
             [
                 PrefillBlock(
-                    slot=0, start=at, tokens=tuple(tokens[at : min(at + layout.block_size, end)]), pages=pages,
+                    slot=0, start=at, tokens=tuple(tokens[at : min(at + layout.block_size, end)]), tables=tables,
                     choose=False, forbid_end=0, sampling=_SETTINGS,
                 )
                 for at in range(start, end, layout.block_size)
@@ -193,9 +196,9 @@ def _chunks(layout: PrefillLayout, tokens: Items[int]) -> Iterator[tuple[int, np
 
 
 def _logits(runner: Runner, layout: PrefillLayout, leaves: Any, cache: Any, vector: jax.Array) -> Any:
-    tokens, batch, _, _ = layout.unpack(vector)
+    tokens, batches, _, _ = layout.unpack(vector)
     model = runner.steps.model(leaves)
-    hidden, cache = model(tokens, cache, batch)
+    hidden, cache = model(tokens, cache, batches)
     return cache, model.logits(hidden)
 
 

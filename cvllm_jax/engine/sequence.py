@@ -9,7 +9,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cvllm_jax.engine.pages import PADDING_PAGE, BlockHash
+from cvllm_jax.engine.pages import BlockHash, BlockTable
 from cvllm_jax.engine.stopping import StopStrings
 from cvllm_jax.params import (
     FinishReason,
@@ -75,10 +75,8 @@ class Sequence:
     report: Callable[[RequestUpdate], None]
     state: State = State.WAITING
     slot: int | None = None
-    pages: list[int] = field(default_factory=list)
-    """The block table; the padding page stands for pages that were given up."""
-    given_up: int = 0
-    """Pages at the front that a window has left."""
+    tables: list[BlockTable] = field(default_factory=list)
+    """Its pages in each cache group; none while it waits."""
     hashes: list[BlockHash] = field(default_factory=list)
     computed: int = 0
     """Tokens whose keys and values are in the cache, or will be by a step that is dispatched."""
@@ -135,13 +133,6 @@ class Sequence:
     def forbid_end(self) -> int:
         """In how many of the next tokens the device may not choose an end; under a constraint masks see to that."""
         return 0 if self.constraint is not None else max(0, self.params.min_tokens - self.num_generated)
-
-    def give_up(self, count: int) -> list[int]:
-        """Those of the first ``count`` pages that it still has; the padding page stands for them from now on."""
-        pages = self.pages[self.given_up : count]
-        self.pages[self.given_up : self.given_up + len(pages)] = [PADDING_PAGE] * len(pages)
-        self.given_up += len(pages)
-        return pages
 
     def append(self, sampled: Sampled) -> FinishReason | None:
         """Take the token that a step chose; the reason if it ends the answer. Reports text to the caller."""

@@ -19,6 +19,7 @@ from cvllm_jax.engine.kernels import Geometry
 from cvllm_jax.engine.programs import Programs
 from cvllm_jax.engine.sampler import Form, SamplerState, admit, sample
 from cvllm_jax.engine.xla_options import compiler_options
+from cvllm_jax.models.cache_groups import CacheGroup
 from cvllm_jax.models.layers import Kernels
 from cvllm_jax.models.registry import Model
 
@@ -35,7 +36,9 @@ class RunnerSettings:
     max_batch_size: int
     max_sequence_length: int
     page_size: int
-    num_pages: int
+    groups: tuple[CacheGroup, ...]
+    num_pages: tuple[int, ...]
+    """Of each cache group, the padding page included."""
     steps: StepShapes
     geometry: Geometry
     kernels: Kernels
@@ -66,13 +69,21 @@ class Steps:
         self.words = -(-vocab_size // 32)
         """Words of a mask over the vocabulary."""
         self.decode_layouts = [
-            DecodeLayout(rows, settings.table_width, settings.page_size, settings.max_batch_size, settings.kernels)
+            DecodeLayout(
+                rows,
+                len(settings.groups),
+                settings.table_width,
+                settings.page_size,
+                settings.max_batch_size,
+                settings.kernels,
+            )
             for rows in settings.steps.decode_rows
         ]
         self.prefill_layouts = [
             PrefillLayout(
                 blocks,
                 settings.steps.query_block,
+                len(settings.groups),
                 settings.table_width,
                 settings.page_size,
                 settings.max_batch_size,
@@ -155,8 +166,8 @@ class Steps:
             model = self.model(leaves)
 
             def step(ahead: jax.Array | int, cache: Any, state: SamplerState) -> Any:
-                batch, sampling = layout.unpack(vector, ahead)
-                hidden, cache = model(state.last_token[sampling.slot], cache, batch)
+                batches, sampling = layout.unpack(vector, ahead)
+                hidden, cache = model(state.last_token[sampling.slot], cache, batches)
                 state, out = sample(model.logits(hidden), state, sampling, mask, form=form)
                 return cache, state, out
 
@@ -177,9 +188,9 @@ class Steps:
         """The first half of a decode step: everything before the choice."""
 
         def forward(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
-            batch, sampling = layout.unpack(vector)
+            batches, sampling = layout.unpack(vector)
             model = self.model(leaves)
-            hidden, cache = model(state.last_token[sampling.slot], cache, batch)
+            hidden, cache = model(state.last_token[sampling.slot], cache, batches)
             return cache, model.logits(hidden)
 
         return forward
@@ -196,9 +207,9 @@ class Steps:
 
     def _prefill_step(self, layout: PrefillLayout) -> Callable[..., Any]:
         def prefill(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array, mask: jax.Array) -> Any:
-            tokens, batch, last, sampling = layout.unpack(vector)
+            tokens, batches, last, sampling = layout.unpack(vector)
             model = self.model(leaves)
-            hidden, cache = model(tokens, cache, batch)
+            hidden, cache = model(tokens, cache, batches)
             logits = model.logits(hidden[last])
             state, out = sample(logits, state, sampling, mask, form=self.settings.steps.prefill_form)
             return cache, state, out

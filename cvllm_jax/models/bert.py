@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from cvllm_jax.models.cache_groups import CacheGroup
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 
@@ -36,6 +37,7 @@ class BertConfig:
     activation: str
     experts: None = None
     shares_values: bool = False
+    cache_groups: tuple[CacheGroup, ...] = ()
 
     @property
     def num_key_value_heads(self) -> int:

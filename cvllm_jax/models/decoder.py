@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from cvllm_jax.models.cache_groups import CacheGroup, cache_groups, group_of_layers
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.layers import BlockBatch, Embedding, Linear, Rope
 from cvllm_jax.models.layers.moe import ExpertSizes
@@ -48,6 +49,10 @@ class DecoderConfig:
     @property
     def rotary_dim(self) -> int:
         return 2 * len(self.ropes[0].frequencies)
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        return cache_groups(self.windows)
 
 
 def read_sizes(
@@ -110,6 +115,7 @@ class Decoder(nnx.Module):
     ) -> None:  # fmt: skip
         c = config
         self.ropes = c.ropes
+        self.groups = group_of_layers(c.cache_groups)
         self.embedding_scale, self.logit_scale, self.logit_soft_cap = embedding_scale, logit_scale, logit_soft_cap
         self.embed = Embedding(c.vocab_size, c.hidden_size, dtype=dtype)
         self.layers = nnx.List(blocks)
@@ -121,16 +127,21 @@ class Decoder(nnx.Module):
         )
 
     def __call__(
-        self, tokens: Int[Array, "T"], cache: tuple[KvPages, ...], batch: BlockBatch
+        self, tokens: Int[Array, "T"], cache: tuple[KvPages, ...], batches: tuple[BlockBatch, ...]
     ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:
-        """Hidden states of the step's tokens after the last norm, and the cache with their keys and values."""
+        """Hidden states of the step's tokens after the last norm, and the cache with their keys and values.
+
+        Arguments:
+          cache: of each layer.
+          batches: of each cache group; they differ in pages and block tables.
+        """
         x = self.embed(tokens)
         if self.embedding_scale != 1:
             x *= jnp.asarray(self.embedding_scale, x.dtype)
-        tables = {rope: rope.tables(batch.positions) for rope in dict.fromkeys(self.ropes)}
+        tables = {rope: rope.tables(batches[0].positions) for rope in dict.fromkeys(self.ropes)}
         written = []
-        for layer, layer_cache, rope in zip(self.layers, cache, self.ropes, strict=True):
-            x, layer_cache = layer(x, layer_cache, batch, tables[rope])
+        for layer, layer_cache, rope, group in zip(self.layers, cache, self.ropes, self.groups, strict=True):
+            x, layer_cache = layer(x, layer_cache, batches[group], tables[rope])
             written.append(layer_cache)
         return self.norm(x), tuple(written)
 

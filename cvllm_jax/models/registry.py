@@ -12,6 +12,7 @@ from flax import nnx
 
 from cvllm_jax.errors import ModelLoadError, shown
 from cvllm_jax.models.bert import Bert, BertConfig
+from cvllm_jax.models.cache_groups import CacheGroup
 from cvllm_jax.models.deepseek import Deepseek, DeepseekV2Config, DeepseekV3Config
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
@@ -74,13 +75,20 @@ class ModelConfig(Protocol):
         """Whether values are a part of the keys, so that the cache has no pages for them (latent attention)."""
         ...
 
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """The layers by how long their keys and values are needed; each is in one group."""
+        ...
+
 
 class Model(Protocol):
     """What the engine asks of the module of every family that generates text."""
 
     def __call__(
-        self, tokens: jax.Array, cache: tuple[KvPages, ...], batch: BlockBatch
-    ) -> tuple[jax.Array, tuple[KvPages, ...]]: ...
+        self, tokens: jax.Array, cache: tuple[KvPages, ...], batches: tuple[BlockBatch, ...]
+    ) -> tuple[jax.Array, tuple[KvPages, ...]]:
+        """See :class:`cvllm_jax.models.decoder.Decoder`."""
+        ...
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...
 

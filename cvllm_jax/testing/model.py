@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from cvllm_jax.models.cache_groups import CacheGroup
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.registry import Family
@@ -54,6 +55,7 @@ class ScriptedConfig:
     context_length: int = CONTEXT_LENGTH
     experts: None = None
     shares_values: bool = False
+    cache_groups: tuple[CacheGroup, ...] = (CacheGroup(None, (0,)),)
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> ScriptedConfig:
@@ -80,9 +82,10 @@ class Scripted(nnx.Module):
         self.preference = parameter((FORMS, config.vocab_size), jnp.float32)
 
     def __call__(
-        self, tokens: Int[Array, "T"], cache: tuple[KvPages, ...], batch: BlockBatch
+        self, tokens: Int[Array, "T"], cache: tuple[KvPages, ...], batches: tuple[BlockBatch, ...]
     ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:
         """The hidden states of the step's tokens, and the cache with their keys and values."""
+        (batch,) = batches
         T, B = len(tokens), len(batch.starts)
         line = tokens - FIRST_LINE
         named = (line >= 0) & (line < MAX_LINES)

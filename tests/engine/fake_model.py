@@ -1,8 +1,8 @@
 """A runner without a device, to prove schedules with: it writes down what each page holds and reads it back.
 
-The next token is a function of every token before it, read from the pages of the block table, and of the request's
-seed. A plan that mixes up pages, positions or slots, or writes over a page that another sequence needs, gives other
-tokens than :func:`alone`.
+The next token is a function of every token before it that any cache group attends to, read from the pages of its block
+table, and of the request's seed. A plan that mixes up pages, positions or slots, or writes over a page that another
+sequence needs, gives other tokens than :func:`alone`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def next_token(tokens, seed=0):
     return zlib.crc32(repr((tuple(tokens), seed)).encode()) % VOCABULARY
 
 
-def alone(prompt, max_tokens, *, seed=0, ends=(END,), min_tokens=0, window=None):
+def alone(prompt, max_tokens, *, seed=0, ends=(END,), min_tokens=0, windows=(None,)):
     """What a request generates by itself."""
     tokens = list(prompt)
     for _ in range(max_tokens):
-        token = choose(tokens[-(window or 0) :], seed, len(tokens) - len(prompt) < min_tokens)
+        seen = [token for window in windows for token in tokens[-(window or 0) :]]
+        token = choose(seen, seed, len(tokens) - len(prompt) < min_tokens)
         if token in ends:
             break
         tokens.append(token)
@@ -43,17 +44,24 @@ def choose(tokens, seed, forbid_end):
 
 
 class FakeRunner:
-    """Carries out plans in the order of their dispatch."""
+    """Carries out plans in the order of their dispatch. Every cache group remembers the tokens by itself.
 
-    def __init__(self, page_size, pages, window=None):
+    Arguments:
+      pools: of each cache group the pages and the window.
+    """
+
+    def __init__(self, page_size, pools):
         self.page_size = page_size
-        self.window = window
-        self.memory = [[None] * page_size for _ in range(pages)]
+        self.pools = pools
+        self.forget()
         self.last = {}  # slot: last token
         self.plans = []
 
+    def forget(self):
+        self.memory = [[[None] * self.page_size for _ in range(pages)] for pages, _ in self.pools]
+
     def dispatch(self, plan):
-        check_plan(plan, len(self.memory), self.page_size, 1000, self.window)
+        check_plan(plan, self.pools, self.page_size, 1000)
         self.plans.append(plan)
         slots = [row.slot for row in plan.decode] + [block.slot for block in plan.prefill if block.choose]
         assert len(slots) == len(set(slots))
@@ -61,11 +69,11 @@ class FakeRunner:
         for step in range(plan.decode_steps):
             live = [(row, tokens) for row, tokens in zip(plan.decode, chosen, strict=True) if row.steps > step]
             for row, _ in live:
-                self.write(row.pages, row.position + step, [self.last[row.slot]])
+                self.write(row.tables, row.position + step, [self.last[row.slot]])
             for row, tokens in live:
                 tokens.append(self.choose(row, row.position + step + 1, row.forbid_end > step))
         for block in plan.prefill:
-            self.write(block.pages, block.start, block.tokens)
+            self.write(block.tables, block.start, block.tokens)
         prefill = [self.choose(b, b.start + len(b.tokens), b.forbid_end > 0) for b in plan.prefill if b.choose]
         return StepOutput(decode=chosen, prefill=prefill)
 
@@ -82,19 +90,27 @@ class FakeRunner:
         output = self.dispatch(kept)
         for index in sorted(void):
             row = rows[index]
-            self.write(row.pages, row.position, [self.last[row.slot]])
+            self.write(row.tables, row.position, [self.last[row.slot]])
             output.decode.insert(index, [Sampled(END)])
         return output
 
-    def write(self, pages, start, tokens):
-        for position, token in enumerate(tokens, start):
-            page = pages[position // self.page_size]
-            assert page != PADDING_PAGE
-            self.memory[page][position % self.page_size] = token
+    def write(self, tables, start, tokens):
+        for table, memory in zip(tables, self.memory, strict=True):
+            for position, token in enumerate(tokens, start):
+                page = table.pages[position // self.page_size - table.first]
+                assert page != PADDING_PAGE
+                memory[page][position % self.page_size] = token
+
+    def read(self, row, length):
+        """What each group remembers of a sequence, one after the other."""
+        for table, memory, (_, window) in zip(row.tables, self.memory, self.pools, strict=True):
+            for position in range(0 if window is None else max(0, length - window), length):
+                assert position >= table.first * self.page_size
+                page = table.pages[position // self.page_size - table.first]
+                yield memory[page][position % self.page_size]
 
     def choose(self, row, length, forbid_end):
-        first = 0 if self.window is None else max(0, length - self.window)
-        known = [self.memory[row.pages[i // self.page_size]][i % self.page_size] for i in range(first, length)]
+        known = list(self.read(row, length))
         if row.mask is None:
             assert not row.sampling.constrained
             token = choose(known, row.sampling.seed[0], forbid_end)
@@ -151,14 +167,18 @@ class Serving:
 
     def __init__(
         self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1,
-        steps=1, halves=False, window=None,
+        steps=1, halves=False, windows=(None,),
     ):  # fmt: skip
-        self.pool = PageAllocator(pages + 1, prefix_caching=caching)
+        counts = [pages] * len(windows) if isinstance(pages, int) else pages
+        self.pools = [
+            PageAllocator(count + 1, page_size=page_size, window=window, prefix_caching=caching)
+            for count, window in zip(counts, windows, strict=True)
+        ]
+        self.pool = self.pools[0]
         self.scheduler = Scheduler(
-            self.pool, page_size=page_size, slots=slots, block=block, prefill_budget=budget, chunked=chunked,
-            decode_steps=steps, window=window,
-        )  # fmt: skip
-        self.runner = FakeRunner(page_size, pages + 1, window)
+            self.pools, slots=slots, block=block, prefill_budget=budget, chunked=chunked, decode_steps=steps
+        )
+        self.runner = FakeRunner(page_size, [(pool.num_pages, pool.window) for pool in self.pools])
         self.ahead = ahead
         self.halves = halves
         self.unread = []
@@ -204,7 +224,7 @@ class Serving:
             return
         while self.unread:
             self.scheduler.commit(self.unread.pop(0))
-        self.runner.memory = [[None] * self.runner.page_size for _ in self.runner.memory]
+        self.runner.forget()
         self.runner.last.clear()
         self.scheduler.fail(RuntimeError("no more"))
 
@@ -212,9 +232,12 @@ class Serving:
         for _ in range(steps):
             if not self.step():
                 assert self.scheduler.idle
-                assert self.pool.available == self.pool.capacity
+                assert self.all_free()
                 return
         raise AssertionError("the requests do not end")
+
+    def all_free(self):
+        return all(pool.available == pool.capacity for pool in self.pools)
 
     def output(self, request):
         """The one final update, which must be the last."""

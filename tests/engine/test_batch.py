@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
+from cvllm_jax.engine.pages import PageRun
 from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, SamplingSettings, check_plan
 
 PLAIN = SamplingSettings(
@@ -23,14 +24,21 @@ def check_sampling(batch, row, settings, slot, position, forbid_end):
 
 
 def test_decode_rows():
-    layout = DecodeLayout(4, 6, 8, 9)
+    layout = DecodeLayout(4, 2, 6, 8, 9)
     rows = [
-        DecodeRow(slot=2, position=17, steps=1, pages=(5, 3, 7), forbid_end=1, sampling=PLAIN),
-        DecodeRow(slot=0, position=8, steps=1, pages=(1, 2), forbid_end=0, sampling=PLAIN),
-    ]
+        DecodeRow(
+            slot=2, position=17, steps=1, tables=(PageRun(0, (5, 3, 7)), PageRun(1, (4, 8))), forbid_end=1,
+            sampling=PLAIN,
+        ),
+        DecodeRow(
+            slot=0, position=8, steps=1, tables=(PageRun(0, (1, 2)), PageRun(1, (6,))), forbid_end=0, sampling=PLAIN
+        ),
+    ]  # fmt: skip
     vector = layout.pack(rows)
     assert vector.dtype == np.int32 and vector.shape == (layout.size,)
-    batch, sampling = jax.jit(layout.unpack)(vector)
+    (batch, windowed), sampling = jax.jit(layout.unpack)(vector)
+    assert windowed.page.tolist() == [8, 6, 0, 0] and windowed.tables[0].tolist() == [0, 4, 8, 0, 0, 0]
+    assert windowed.positions.tolist() == batch.positions.tolist()
     assert batch.positions.tolist() == [17, 8, 0, 0] and batch.counts.tolist() == [1, 1, 0, 0]
     assert batch.page.tolist() == [7, 2, 0, 0] and batch.offset.tolist() == [1, 0, 0, 0]
     assert batch.tables[0].tolist() == [5, 3, 7, 0, 0, 0]
@@ -41,33 +49,37 @@ def test_decode_rows():
 
 def test_rows_of_several_steps():
     """Each step is at the next position; a row that takes fewer steps turns into padding."""
-    layout = DecodeLayout(2, 6, 8, 9)
+    layout = DecodeLayout(2, 1, 6, 8, 9)
     rows = [
-        DecodeRow(slot=2, position=15, steps=3, pages=(5, 3, 7), forbid_end=2, sampling=PLAIN),
-        DecodeRow(slot=0, position=8, steps=1, pages=(1, 2), forbid_end=0, sampling=PLAIN),
+        DecodeRow(slot=2, position=15, steps=3, tables=(PageRun(0, (5, 3, 7)),), forbid_end=2, sampling=PLAIN),
+        DecodeRow(slot=0, position=8, steps=1, tables=(PageRun(0, (1, 2)),), forbid_end=0, sampling=PLAIN),
     ]
     steps = [jax.jit(layout.unpack)(layout.pack(rows), ahead) for ahead in range(3)]
-    assert [batch.positions.tolist() for batch, _ in steps] == [[15, 8], [16, 0], [17, 0]]
-    assert [batch.page.tolist() for batch, _ in steps] == [[3, 2], [7, 0], [7, 0]]
-    assert [batch.counts.tolist() for batch, _ in steps] == [[1, 1], [1, 0], [1, 0]]
+    assert [batch.positions.tolist() for (batch,), _ in steps] == [[15, 8], [16, 0], [17, 0]]
+    assert [batch.page.tolist() for (batch,), _ in steps] == [[3, 2], [7, 0], [7, 0]]
+    assert [batch.counts.tolist() for (batch,), _ in steps] == [[1, 1], [1, 0], [1, 0]]
     assert [sampling.position[0] for _, sampling in steps] == [16, 17, 18]
     assert [bool(sampling.forbid_end[0]) for _, sampling in steps] == [True, True, False]
 
 
 def test_prefill_blocks():
-    layout = PrefillLayout(3, 4, 5, 2, 9)
+    layout = PrefillLayout(3, 4, 2, 5, 2, 9)
     blocks = [
         PrefillBlock(
-            slot=1, start=3, tokens=(11, 12, 13), pages=(4, 6, 8), choose=True, forbid_end=2, sampling=PLAIN
+            slot=1, start=3, tokens=(11, 12, 13), tables=(PageRun(0, (4, 6, 8)), PageRun(1, (2, 1))), choose=True,
+            forbid_end=2, sampling=PLAIN,
         ),
-        PrefillBlock(slot=2, start=0, tokens=(7,), pages=(3,), choose=False, forbid_end=0, sampling=PLAIN),
+        PrefillBlock(
+            slot=2, start=0, tokens=(7,), tables=(PageRun(0, (3,)),) * 2, choose=False, forbid_end=0, sampling=PLAIN
+        ),
     ]  # fmt: skip
     vector = layout.pack(blocks)
     assert vector.dtype == np.int32 and vector.shape == (layout.size,)
-    tokens, batch, last, sampling = jax.jit(layout.unpack)(vector)
+    tokens, (batch, windowed), last, sampling = jax.jit(layout.unpack)(vector)
     assert tokens.tolist() == [11, 12, 13, 0, 7, 0, 0, 0, 0, 0, 0, 0]
     assert batch.positions.tolist() == [3, 4, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     assert batch.page.tolist() == [6, 8, 8, 0, 3, 0, 0, 0, 0, 0, 0, 0]  # padding goes to the padding page
+    assert windowed.page.tolist() == [2, 1, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0]
     assert batch.offset.tolist() == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     assert (batch.starts.tolist(), batch.counts.tolist()) == ([3, 0, 0], [3, 1, 0])
     assert last.tolist() == [2, 4, 8]
@@ -93,26 +105,29 @@ def test_admissions(prompt_length):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"pages": (3, 40)}, "slot 1: its block table names page 40; the pool has pages 1 to 39"),
-    ({"pages": (3, -1)}, "names page -1"),
-    ({"pages": (0, 3)}, "names page 0"),
-    ({"pages": (3,)}, "slot 1: 1 pages of 8 tokens do not hold 11 tokens"),
+    ({"tables": (PageRun(0, (3, 40)),)}, "slot 1: its block table names page 40; the pool has pages 1 to 39"),
+    ({"tables": (PageRun(0, (3, -1)),)}, "names page -1"),
+    ({"tables": (PageRun(0, (0, 3)),)}, "names page 0"),
+    ({"tables": (PageRun(0, (3,)),)}, "slot 1: 1 pages of 8 tokens do not hold 11 tokens"),
+    ({"tables": (PageRun(1, (3,)),)}, "slot 1: its pages begin at token 8, after what it attends to"),
+    ({"tables": ()}, "slot 1: it has 0 block tables, and there are 1 cache groups"),
     ({"slot": 4}, "slot 4: there are slots 0 to 3"),
     ({"steps": 2}, "slot 1 takes 2 steps of 1"),
 ])  # fmt: skip
 def test_plans_that_name_what_is_not_there(change, message):
-    good = {"slot": 1, "position": 10, "steps": 1, "pages": (3, 4), "forbid_end": 0, "sampling": PLAIN}
-    check_plan(Plan(admissions=(), decode=(DecodeRow(**good),), decode_steps=1, prefill=()), 40, 8, 4)
+    good = {"slot": 1, "position": 10, "steps": 1, "tables": (PageRun(0, (3, 4)),), "forbid_end": 0, "sampling": PLAIN}
+    check_plan(Plan(admissions=(), decode=(DecodeRow(**good),), decode_steps=1, prefill=()), [(40, None)], 8, 4)
     plan = Plan(admissions=(), decode=(DecodeRow(**{**good, **change}),), decode_steps=1, prefill=())
     with pytest.raises(ValueError, match=message):
-        check_plan(plan, 40, 8, 4)
+        check_plan(plan, [(40, None)], 8, 4)
 
 
 def test_a_block_past_its_pages_and_a_slot_used_twice():
-    block = PrefillBlock(slot=1, start=6, tokens=(1,) * 3, pages=(2,), choose=True, forbid_end=0, sampling=PLAIN)
-    row = DecodeRow(slot=1, position=3, steps=1, pages=(3,), forbid_end=0, sampling=PLAIN)
+    settings = {"slot": 1, "tables": (PageRun(0, (2,)),), "choose": True, "forbid_end": 0, "sampling": PLAIN}
+    block = PrefillBlock(start=6, tokens=(1,) * 3, **settings)
+    row = DecodeRow(slot=1, position=3, steps=1, tables=(PageRun(0, (3,)),), forbid_end=0, sampling=PLAIN)
     with pytest.raises(ValueError, match="the block of slot 1 at 6: 1 pages of 8 tokens do not hold 9 tokens"):
-        check_plan(Plan(admissions=(), decode=(), decode_steps=1, prefill=(block,)), 40, 8, 4)
-    good = PrefillBlock(slot=1, start=0, tokens=(1,), pages=(2,), choose=True, forbid_end=0, sampling=PLAIN)
+        check_plan(Plan(admissions=(), decode=(), decode_steps=1, prefill=(block,)), [(40, None)], 8, 4)
+    good = PrefillBlock(start=0, tokens=(1,), **settings)
     with pytest.raises(ValueError, match="a slot chooses twice"):
-        check_plan(Plan(admissions=(), decode=(row,), decode_steps=1, prefill=(good,)), 40, 8, 4)
+        check_plan(Plan(admissions=(), decode=(row,), decode_steps=1, prefill=(good,)), [(40, None)], 8, 4)

@@ -72,7 +72,7 @@ def test_the_cache_is_updated_in_place(make_engine, decode_steps):
     runner = make_engine(decode_steps=decode_steps).runner
     settings, config = runner.settings, runner.config
     steps = settings.steps
-    layer = 2 * settings.num_pages * config.num_key_value_heads * settings.page_size * config.head_dim * 4
+    layer = 2 * settings.num_pages[0] * config.num_key_value_heads * settings.page_size * config.head_dim * 4
     names = [f"decode {rows}" for rows in steps.decode_rows]
     if decode_steps > 1:
         names += [f"{name} x{decode_steps}" for name in names]

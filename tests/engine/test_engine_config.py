@@ -107,7 +107,7 @@ def test_devices():
 
 def test_kv_cache_memory_is_the_size_of_the_pool(tight_engine):
     """The pool, its padding page included, takes what was given and no byte more."""
-    pages, given = tight_engine.runner.settings.num_pages, tight_engine.config.kv_cache_memory
+    (pages,), given = tight_engine.runner.settings.num_pages, tight_engine.config.kv_cache_memory
     assert pages * PAGE_BYTES <= given < (pages + 1) * PAGE_BYTES
     assert tight_engine.stats().pages_total == pages - 1
 

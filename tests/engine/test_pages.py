@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator, chain_hashes, first_page
+from cvllm_jax.engine.pages import PADDING_PAGE, PageAllocator, chain_hashes, first_page, most_pages
 
 
 class Histories(RuleBasedStateMachine):
     """Any history of sequences that come, grow, share prefixes and go."""
 
-    @initialize(pages=st.integers(2, 12), caching=st.booleans())
-    def start(self, pages, caching):
-        self.pool = PageAllocator(pages, prefix_caching=caching)
+    @initialize(pages=st.integers(2, 12), caching=st.booleans(), window=st.sampled_from([None, None, 1, 2, 3]))
+    def start(self, pages, caching, window):
+        self.pool = PageAllocator(pages, page_size=1, window=window, prefix_caching=caching)
         self.held = []  # one list of pages for each sequence
         self.contents = {}  # what a page was registered to hold
 
@@ -42,19 +42,19 @@ class Histories(RuleBasedStateMachine):
         if self.pool.prefix_caching and page not in self.contents and bytes([block]) not in known:
             self.contents[page] = bytes([block])
 
-    @rule(blocks=st.lists(st.integers(0, 5), max_size=4), window=st.sampled_from([None, None, 1, 2, 3]))
-    def match(self, blocks, window):
-        before = self.pool.available
+    @rule(blocks=st.lists(st.integers(0, 5), max_size=4))
+    def match(self, blocks):
+        before, window = self.pool.available, self.pool.window
         hashes, known = [bytes([block]) for block in blocks], set(self.contents.values())
-        pages = self.pool.match(hashes, window=window)
-        first = first_page(len(pages), window, 1)
-        assert pages[:first] == [PADDING_PAGE] * first
-        assert [self.contents[page] for page in pages[first:]] == hashes[first : len(pages)]
+        length = self.pool.cached_prefix(hashes)
+        table = self.pool.hold(hashes[:length])
+        assert (table.first, table.end) == (first_page(length, window, 1), length)
+        assert [self.contents[page] for page in table.pages] == hashes[table.first : length]
         if self.pool.prefix_caching:
-            for longer in range(len(pages) + 1, len(hashes) + 1):
+            for longer in range(length + 1, len(hashes) + 1):
                 assert not known.issuperset(hashes[first_page(longer, window, 1) : longer])
         assert self.pool.available <= before
-        self.held.append(pages[first:])
+        self.held.append(table.pages)
 
     @rule(pick=st.integers(0, 100))
     def release(self, pick):
@@ -95,29 +95,41 @@ TestHistories = Histories.TestCase
 
 
 def test_the_least_recently_used_page_is_given_up_first_and_ends_before_beginnings():
-    pool = PageAllocator(5)
+    pool = PageAllocator(5, page_size=1)
     first, second = pool.allocate(2), pool.allocate(2)
     for page, block in zip([*first, *second], [b"a", b"b", b"c", b"d"], strict=True):
         pool.register(page, block)
     pool.release(first)
     pool.release(second)
     assert pool.allocate(1) == [first[1]]
-    assert pool.match([b"a"]) == [first[0]]  # used again: now the youngest
+    assert pool.cached_prefix([b"a"]) == 1 and pool.hold([b"a"]).pages == [first[0]]  # used again: now the youngest
     pool.release([first[0]])
     assert pool.allocate(2) == [second[1], second[0]]
 
 
 def test_a_pool_without_prefix_caching_caches_nothing():
-    pool = PageAllocator(3, prefix_caching=False)
+    pool = PageAllocator(3, page_size=1, prefix_caching=False)
     pages = pool.allocate(1)
     pool.register(pages[0], b"a")
     pool.release(pages)
-    assert pool.match([b"a"]) == [] and pool.cached == 0 and pool.available == 2
+    assert pool.cached_prefix([b"a"]) == 0 and pool.cached == 0 and pool.available == 2
 
 
 def test_a_pool_needs_a_page_besides_the_padding_page():
     with pytest.raises(ValueError, match="at least 2 pages"):
-        PageAllocator(1)
+        PageAllocator(1, page_size=1)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9), st.integers(1, 20))
+def test_a_window_and_a_step_are_all_that_a_sequence_holds(length, window, size, step):
+    """However far it has come, and where a step's tokens may not be read yet when the next one is planned."""
+    held = []
+    for computed in range(length):
+        unread = max(computed - step, 0) // size
+        held.append(-(-min(length, computed + step) // size) - min(first_page(computed, window, size), unread))
+    most = max(held)
+    assert most <= most_pages(length, window, size, step) <= most + 1
+    assert most_pages(length, None, size, step) == most_pages(length, window, size, None) == -(-length // size)
 
 
 @given(

@@ -7,6 +7,8 @@ from fake_model import END, ScriptedConstraint, Serving, alone, next_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cvllm_jax.engine.pages import first_page, most_pages
+from cvllm_jax.engine.paging import step_tokens
 from cvllm_jax.engine.plan import StepOutput
 from cvllm_jax.params import FinishReason
 
@@ -23,17 +25,24 @@ requests = st.tuples(
 
 @settings(max_examples=250, deadline=None)
 @given(
-    st.lists(requests, min_size=1, max_size=9), st.integers(0, 1), st.integers(11, 24), st.integers(1, 5),
+    st.lists(requests, min_size=1, max_size=9), st.integers(0, 1),
+    st.lists(st.integers(0, 13), min_size=2, max_size=2), st.integers(1, 5),
     st.sampled_from([(4, 4), (4, 8), (4, 3), (2, 16), (8, 1)]), st.booleans(), st.booleans(),
-    st.sets(st.integers(0, 25), max_size=2), st.sampled_from([1, 1, 2, 5]), st.sampled_from([None, None, 1, 6, 9]),
+    st.sets(st.integers(0, 25), max_size=2), st.sampled_from([1, 1, 2, 5]),
+    st.sampled_from([(None,), (1,), (6,), (None, 1), (None, 6), (None, 9), (None, 14)]),
 )  # fmt: skip
 def test_every_schedule_gives_the_tokens_of_a_lone_run(
-    wanted, ahead, pages, slots, sizes, chunked, caching, failing, steps, window
+    wanted, ahead, more_pages, slots, sizes, chunked, caching, failing, steps, windows
 ):
+    """Whatever the cache groups and their sizes, from what the longest request needs alone."""
     block, budget = sizes
+    step_size = step_tokens(block, budget, chunked=chunked, decode_steps=steps)
+    pages = [
+        most_pages(30 + 12, window, PAGE, step_size) + more for window, more in zip(windows, more_pages, strict=False)
+    ]
     serving = Serving(
         pages=pages, page_size=PAGE, slots=slots, block=block, budget=budget, chunked=chunked, caching=caching,
-        ahead=ahead, steps=steps, window=window,
+        ahead=ahead, steps=steps, windows=windows,
     )  # fmt: skip
     added = {}
     step = 0
@@ -46,14 +55,13 @@ def test_every_schedule_gives_the_tokens_of_a_lone_run(
                 serving.cancel(request)
         serving.fail_step() if step in failing else serving.step()
         assert len(serving.scheduler.running) <= slots
-        held = sum(len(s.pages) - s.given_up for s in serving.scheduler.running)
-        assert serving.pool.available >= serving.pool.capacity - held
+        check_pages(serving, max(step_size, budget) if chunked else None)
         step += 1
         assert step < 3000
-    assert serving.pool.available == serving.pool.capacity
+    assert serving.all_free()
     for index, request in added.items():
         prompt, max_tokens, seed, least, _, cancelled = wanted[index]
-        expected = alone(prompt, max_tokens, seed=seed, min_tokens=min(least, max_tokens), window=window)
+        expected = alone(prompt, max_tokens, seed=seed, min_tokens=min(least, max_tokens), windows=windows)
         output = serving.output(request)
         if output.finish_reason is FinishReason.Cancelled:
             assert cancelled is not None and output.tokens == expected[: len(output.tokens)]
@@ -62,6 +70,19 @@ def test_every_schedule_gives_the_tokens_of_a_lone_run(
         else:
             assert output.tokens == expected
             assert output.finish_reason is (FinishReason.Length if len(expected) == max_tokens else FinishReason.Stop)
+
+
+def check_pages(serving, step_size):
+    """Every page is in hand or held by running sequences, which hold what their window and a step need and no more."""
+    for group, pool in enumerate(serving.pools):
+        held = {page for s in serving.scheduler.running for page in s.tables[group].pages}
+        assert pool.available == pool.capacity - len(held)
+        for sequence in serving.scheduler.running:
+            table, known = sequence.tables[group], min(sequence.computed, len(sequence.tokens))
+            assert len(set(table.pages)) == len(table.pages)
+            assert table.end * PAGE >= sequence.computed and table.first <= known // PAGE
+            assert table.first <= first_page(sequence.computed, pool.window, PAGE)
+            assert len(table.pages) <= most_pages(len(sequence.tokens) + 9, pool.window, PAGE, step_size)
 
 
 constrained_requests = st.tuples(
@@ -94,7 +115,7 @@ def test_constrained_answers_in_every_schedule(wanted, ahead, halves, pages, slo
         serving.step()
         step += 1
         assert step < 3000
-    assert serving.pool.available == serving.pool.capacity
+    assert serving.all_free()
     for index, request in added.items():
         prompt, length, constrained, _, cancelled = wanted[index]
         whole = ScriptedConstraint(prompt, length).whole() if constrained else alone(prompt, max_tokens)
@@ -299,21 +320,21 @@ def test_a_plan_can_be_pickled_and_replayed():
 @pytest.mark.parametrize("caching", [False, True])
 def test_pages_that_the_window_has_left_serve_others(caching):
     """With a window of two pages, an answer of ten needs three at a time, and one more while a step is under way."""
-    serving = Serving(pages=12, slots=2, block=PAGE, budget=PAGE, window=2 * PAGE, caching=caching)
+    serving = Serving(pages=12, slots=2, block=PAGE, budget=PAGE, windows=(2 * PAGE,), caching=caching)
     for seed in (1, 2):
         serving.add([seed], 10 * PAGE - 1, seed=seed, ignore_eos=True)
     most = 0
     while serving.step():
-        most = max(most, *(len(s.pages) - s.given_up for s in serving.scheduler.running), 0)
+        most = max(most, *(len(s.tables[0].pages) for s in serving.scheduler.running), 0)
     assert most <= 4 and serving.scheduler.preemptions == 0
     for request in (1, 2):
-        expected = alone([request], 10 * PAGE - 1, seed=request, ends=(), window=2 * PAGE)
+        expected = alone([request], 10 * PAGE - 1, seed=request, ends=(), windows=(2 * PAGE,))
         assert serving.output(request).tokens == expected
 
 
 def test_a_prefix_is_found_by_its_last_window():
     """The beginning of a long text is gone from the cache, and is not needed to go on from its end."""
-    serving = Serving(pages=10, slots=1, block=PAGE, budget=PAGE, window=PAGE)
+    serving = Serving(pages=10, slots=1, block=PAGE, budget=PAGE, windows=(PAGE,))
     text = [1 + i % 3 for i in range(6 * PAGE)]
     serving.add(text, 1, ignore_eos=True)
     serving.run()
@@ -322,4 +343,54 @@ def test_a_prefix_is_found_by_its_last_window():
     again = serving.add([*text, 2], 1, ignore_eos=True)
     serving.run()
     assert serving.output(again).stats.cached_tokens == 6 * PAGE
-    assert serving.output(again).tokens == alone([*text, 2], 1, ends=(), window=PAGE)
+    assert serving.output(again).tokens == alone([*text, 2], 1, ends=(), windows=(PAGE,))
+
+
+def test_layers_that_see_all_keep_their_pages_and_those_with_a_window_do_not():
+    """Behind a window of two pages an answer of any length needs four pages, three and one for the step under way."""
+    serving = Serving(pages=[40, 8], slots=2, block=PAGE, budget=PAGE, windows=(None, 2 * PAGE))
+    for seed in (1, 2):
+        serving.add([seed], 20 * PAGE - 1, seed=seed, ignore_eos=True)
+    while serving.step():
+        check_pages(serving, PAGE)
+        for sequence in serving.scheduler.running:
+            whole, windowed = sequence.tables
+            assert len(whole.pages) == -(-sequence.computed // PAGE) and len(windowed.pages) <= 4
+    assert serving.scheduler.preemptions == 0
+    for request in (1, 2):
+        expected = alone([request], 20 * PAGE - 1, seed=request, ends=(), windows=(None, 2 * PAGE))
+        assert serving.output(request).tokens == expected
+
+
+def test_a_long_prompt_needs_no_more_than_a_window_and_a_step():
+    serving = Serving(pages=[40, 4], slots=2, block=PAGE, budget=4 * PAGE, windows=(None, 2 * PAGE))
+    prompts = [[1 + n] * 30 * PAGE for n in range(2)]
+    requests = [serving.add(prompt, 3, ignore_eos=True) for prompt in prompts]
+    serving.run()
+    assert serving.scheduler.preemptions == 0
+    for request, prompt in zip(requests, prompts, strict=True):
+        assert serving.output(request).tokens == alone(prompt, 3, ends=(), windows=(None, 2 * PAGE))
+
+
+def test_a_prefix_hit_needs_the_whole_prefix_in_one_group_and_its_last_window_in_the_other():
+    windows, text = (None, 2 * PAGE), [1 + i % 3 for i in range(8 * PAGE)]
+    serving = Serving(pages=[20, 12], slots=1, block=PAGE, budget=PAGE, windows=windows)
+
+    def cached_of(prompt):
+        request = serving.add(prompt, 1, ignore_eos=True)
+        serving.run()
+        assert serving.output(request).tokens == alone(prompt, 1, ends=(), windows=windows)
+        return serving.output(request).cached_tokens
+
+    def use_up(group, left):
+        """Take the least recently used pages for something else."""
+        pool = serving.pools[group]
+        pool.release(pool.allocate(pool.available - left))
+
+    assert [cached_of([*text, 2]), cached_of([*text, 3])] == [0, 8 * PAGE]
+    use_up(1, 2)  # the last window is left
+    assert cached_of([*text, 4]) == 8 * PAGE
+    assert cached_of([*text[: 4 * PAGE], 4]) == 0  # what the window held there is gone, and is there again now
+    assert cached_of([*text[: 4 * PAGE], 5]) == 4 * PAGE
+    use_up(0, 3)  # the beginning is used last
+    assert cached_of([*text, 5]) == 3 * PAGE

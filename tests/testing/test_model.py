@@ -43,7 +43,7 @@ class Model:
             tables=jnp.arange(1, PAGES, dtype=jnp.int32)[None], starts=positions[:1],
             counts=jnp.asarray([len(tokens)], jnp.int32),
         )  # fmt: skip
-        hidden, self.cache = self.step(self.state, jnp.asarray(tokens, jnp.int32), self.cache, batch)
+        hidden, self.cache = self.step(self.state, jnp.asarray(tokens, jnp.int32), self.cache, (batch,))
         return np.asarray(hidden).astype(int).tolist()
 
 
