@@ -69,9 +69,9 @@ class ConfigReader:
 
     def activation(self, key: str, default: str) -> str:
         value = self.config.get(key) or default
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             self.refuse(f"{key}={value!r:.80} is not supported; {', '.join(ACTIVATIONS)} are")
-        return str(value)
+        return value
 
     def layer_types(self, default: Sequence[str]) -> tuple[str, ...]:
         """``layer_types``, one for each layer; ``default`` has as many."""

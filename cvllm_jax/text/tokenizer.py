@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any, Self
 import tokenizers
 
 from cvllm_jax.checkpoints.folder import read_json
-from cvllm_jax.errors import ModelLoadError, TokenizationError
+from cvllm_jax.errors import Error, ModelLoadError, TokenizationError
 from cvllm_jax.text.token_bytes import TokenBytes, token_bytes
 
 if TYPE_CHECKING:
     from cvllm_jax.checkpoints.checkpoint import Checkpoint
 
 __all__ = ["Tokenizer"]
+
+MAX_TOKENS = 1 << 24
+"""Ids that a table is made for; the largest vocabularies have 262,144."""
+
 
 class Tokenizer:
     """A model's tokenizer. Immutable; any number of threads may use it at once.
@@ -51,7 +55,10 @@ class Tokenizer:
         adds_bos: bool | None = None,
     ) -> None:
         names = dict(special_tokens or {})
-        begun = backend.encode("a", add_special_tokens=True)
+        begun = _attempt(
+            lambda: backend.encode("a", add_special_tokens=True),
+            lambda reason: ModelLoadError(f"the tokenizer cannot encode a letter: {reason}"),
+        )
         first = begun.ids[0] if begun.special_tokens_mask[:1] == [1] else None
         self.frame = _frame(begun)
         if first is not None and sum(begun.special_tokens_mask) == 1:
@@ -74,6 +81,10 @@ class Tokenizer:
         )
         self.special_tokens = MappingProxyType(names)
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self.vocab_size > MAX_TOKENS:
+            raise ModelLoadError(
+                f"the tokenizer has a token with the id {self.vocab_size - 1}, over the limit of {MAX_TOKENS - 1}"
+            )
         self.bos_token_id = self._named("bos_token")
         self.eos_token_id = self._named("eos_token")
         if adds_bos is None:
@@ -88,11 +99,12 @@ class Tokenizer:
             ModelLoadError: the file is absent or damaged.
         """
         path = Path(path)
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            reason = "there is no such file" if not path.is_file() else _one_line(error)
-            raise ModelLoadError(f"cannot load the tokenizer {path}: {reason}") from None
+        if not path.is_file():
+            raise ModelLoadError(f"cannot load the tokenizer {path}: there is no such file")
+        backend = _attempt(
+            lambda: tokenizers.Tokenizer.from_file(str(path)),
+            lambda reason: ModelLoadError(f"cannot load the tokenizer {path}: {reason}"),
+        )
         backend.no_truncation()
         backend.no_padding()
         named = path.with_name("tokenizer_config.json")
@@ -269,7 +281,10 @@ class Tokenizer:
                 f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, "
                 f"which is no character"
             ) from None
-        return backend.encode(text, add_special_tokens=False)
+        return _attempt(
+            lambda: backend.encode(text, add_special_tokens=False),
+            lambda reason: TokenizationError(f"the tokenizer cannot encode the text: {reason}"),
+        )
 
     def _encode_literal(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
         ids = _ids(self._encode(backend, text))
@@ -283,6 +298,16 @@ class Tokenizer:
     def _named(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         return None if text is None else self._matching.token_to_id(text)
+
+
+def _attempt[T](work: Callable[[], T], refusal: Callable[[str], Error]) -> T:
+    """What the library makes; it raises plain Exception, and on what it did not foresee a panic that is none."""
+    try:
+        return work()
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise refusal(_one_line(error)) from None
 
 
 def _ids(encoding: tokenizers.Encoding) -> list[int]:

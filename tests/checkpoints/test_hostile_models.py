@@ -354,7 +354,7 @@ def test_a_sentencepiece_vocabulary_of_long_pieces(tmp_path):
         writer.add_token_list(["a" * (200_000 + index) for index in range(64)])
         writer.add_token_scores([0.0] * 64)
 
-    refused(write_gguf(tmp_path / "a.gguf", llama_tensors(), extra=extra), "pieces too long")
+    refused(write_gguf(tmp_path / "a.gguf", llama_tensors(), extra=extra), "pieces of up to 200063 characters")
 
 
 LOOPS = {
@@ -391,6 +391,7 @@ def test_tokenizers(folder):
     for content, expected in (
         (good | {"added_tokens": [{"id": 2**31, "content": "x"}]}, "tokenizer"),
         (vocabulary(vocab={"a": 2**32 - 1}), "tokenizer"),
+        (vocabulary(vocab=good["model"]["vocab"] | {"far": 2**32 - 1}), "the id 4294967295, over the limit"),
         (vocabulary(vocab={"a": 2**40}), "tokenizer"),
         (vocabulary(vocab={"a": -1}), "tokenizer"),
         (vocabulary(merges=[["absent", "gone"]]), "tokenizer"),
