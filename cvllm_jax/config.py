@@ -31,7 +31,7 @@ type Progress = Callable[[str, int, int], None]
 LoadFormat = Literal["auto", "dummy"]
 KernelSet = Literal["auto", "xla", "hopper"]
 KvCacheDType = Literal["auto", "fp8"]
-QuantizationMethod = Literal["int8", "int4", "fp8"]
+QuantizationMethod = Literal["none", "int8", "int4", "fp8"]
 
 
 class DType(enum.Enum):
@@ -114,17 +114,21 @@ class QuantizationConfig:
     """How the weights of layers are quantised while they are loaded; what that costs is in ``docs/quantization.md``."""
 
     method: QuantizationMethod = "int8"
-    """``"int8"``, ``"int4"`` (with a scale and an offset for each group) or ``"fp8"`` (float8_e4m3fn)."""
+    """``"int8"``, ``"int4"`` (with a scale and an offset for each group), ``"fp8"`` (float8_e4m3fn), or ``"none"``:
+    plain numbers, also of files in few bits."""
     group_size: int | None = None
     """Input channels that share a scale. None: 32 for int4, else all of a row."""
 
     def __post_init__(self) -> None:
         if self.method not in get_args(QuantizationMethod):
             raise ConfigError(
-                f"unknown quantization method {shown(self.method)}; choose int8, int4 or fp8", param="quantization"
+                f"unknown quantization method {shown(self.method)}; choose int8, int4, fp8 or none",
+                param="quantization",
             )
         if self.group_size is not None:
             _require_positive("group_size", self.group_size)
+            if self.method == "none":
+                raise ConfigError("plain numbers have no group_size", param="quantization")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -160,6 +164,8 @@ class EngineConfig:
     """``"fp8"`` stores keys and values in 8 bits (float8_e4m3fn, a scale a token and head); auto: as ``dtype``."""
     dtype: DType = DType.AUTO
     quantization: QuantizationConfig | None = None
+    """None: the few bits of the file where it has such; GGUF files on CPUs as int8, which is faster, unless ``dtype``
+    is f32."""
     enable_cuda_graph: bool = True
     """Let XLA record a step as a CUDA graph. Only NVIDIA GPUs have them; elsewhere there is nothing to turn off."""
     kernels: KernelSet = "auto"

@@ -28,8 +28,8 @@ from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
 from cvllm_jax.checkpoints.mxfp4 import Mxfp4Folder, Mxfp4Tensor
-from cvllm_jax.checkpoints.quantized_folder import QuantizedFolder, QuantizedTensor, StoredLayout
-from cvllm_jax.checkpoints.quantizing import PackedRows
+from cvllm_jax.checkpoints.quantized_folder import QuantizedFolder, QuantizedTensor
+from cvllm_jax.checkpoints.quantizing import PackedRows, StoredLayout
 from cvllm_jax.checkpoints.safetensors_file import READABLE
 from cvllm_jax.checkpoints.text_part import text_config, text_tensor
 from cvllm_jax.closing import Closing
@@ -57,6 +57,7 @@ class TensorInfo:
 class _Weights(Protocol):
     def read(self, name: str, start_row: int = 0, stop_row: int | None = None) -> np.ndarray: ...
     def packed(self, name: str, start_row: int, stop_row: int) -> PackedRows | None: ...
+    def layout(self, name: str) -> StoredLayout | None: ...
     def close(self) -> None: ...
 
 
@@ -97,14 +98,9 @@ class Checkpoint(Closing):
         """
         return self._weights.read(name, start, stop)
 
-    @property
-    def layout(self) -> StoredLayout | None:
-        """The layout that keeps weights as a folder stores them; None for plain numbers, and for GGUF files.
-
-        Raises:
-            ModelLoadError: some layers are quantised and others are not, or not alike.
-        """
-        return self._weights.layout if isinstance(self._weights, QuantizedFolder) else None
+    def layout(self, name: str) -> StoredLayout | None:
+        """The layout that keeps a tensor's numbers as the file stores them, or nearly; None for plain numbers."""
+        return self._weights.layout(name)
 
     def packed(self, name: str, start: int, stop: int) -> PackedRows | None:
         """The same rows as small numbers with scales, as the file has them; None where it has none that we can use."""

@@ -85,8 +85,9 @@ class EngineOptions:
         str | None,
         _engine(
             "Round the weights of layers while they load: int8, int4 (groups of 32) or fp8; "
-            "a number behind a colon is the size of groups, as in int4:128. Default: as the files have them.",
-            metavar="int8|int4|fp8",
+            "a number behind a colon is the size of groups, as in int4:128. none reads plain numbers. Default: "
+            "the few bits of the files where they have such, but int8 for GGUF files on CPUs.",
+            metavar="int8|int4|fp8|none",
         ),
     ] = None
     kernels: Annotated[

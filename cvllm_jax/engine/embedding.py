@@ -21,7 +21,8 @@ from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.embedding_queue import EmbeddingQueue
 from cvllm_jax.engine.encoder import EncoderRunner, embed_shapes
 from cvllm_jax.engine.lifetime import EngineLifetime
-from cvllm_jax.engine.loading import describe, find_family, open_model, place_weights, prepare_device, weight_layout
+from cvllm_jax.engine.loading import describe, find_family, open_model, place_weights, prepare_device
+from cvllm_jax.engine.weight_layouts import weight_layouts
 from cvllm_jax.errors import ConfigError, GenerationError, shown
 from cvllm_jax.params import EngineStats, ModelInfo
 from cvllm_jax.text import Tokenizer
@@ -67,14 +68,14 @@ class EmbeddingEngine(EngineLifetime):
                 pooling = pooling_of_gguf(checkpoint.config)
             self.tokenizer = _tokenizer(checkpoint, model.vocab_size)
             longest = _longest(config, min(pooling.max_tokens or model.context_length, model.context_length))
-            layout = weight_layout(config, checkpoint, dtype, device)
-            weights = place_weights(family, model, checkpoint, dtype, mesh, config, layout)
+            layouts = weight_layouts(config, checkpoint, dtype, device, family, model)
+            weights = place_weights(family, model, checkpoint, dtype, mesh, config, layouts)
         self.config = config
         self.pooling = pooling
-        self._info = describe(checkpoint, family, model, dtype, asked, longest, weights.parameters, layout)
+        self._info = describe(checkpoint, family, model, dtype, asked, longest, weights.parameters, layouts)
         shapes = embed_shapes(longest, config.prefill_chunk_size, config.max_batch_size)
         store = cache_dir() / "executables" if config.compilation_cache else None
-        key = f"{family.name} {jnp.dtype(dtype)} {layout}\n{model}"
+        key = f"{family.name} {jnp.dtype(dtype)} {layouts}\n{model}"
         self.runner = EncoderRunner(weights, pooling, shapes, mesh, store=store, model_key=key)
         if config.warmup:
             self.runner.warm_up(config.progress)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import operator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,23 +29,21 @@ from cvllm_jax.engine.devices import (
     return_freed_memory,
     step_shapes,
 )
-from cvllm_jax.engine.kernels import choose_kernels, choose_matmul
+from cvllm_jax.engine.kernels import choose_kernels
 from cvllm_jax.engine.pool_sizes import page_bytes, pages_for
 from cvllm_jax.engine.runner import Runner
 from cvllm_jax.engine.steps import RunnerSettings
+from cvllm_jax.engine.weight_layouts import method_of, rules_of, target_name, trials, weight_layouts
 from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
-from cvllm_jax.models.layers import WeightLayout
-from cvllm_jax.models.quantizing import CannotQuantizeError, quantize_weights
+from cvllm_jax.models.layers import Weighted
+from cvllm_jax.models.quantizing import CannotQuantizeError, Layouts, quantize_weights
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo
 from cvllm_jax.testing import SCHEME, SCRIPTED, ScriptedCheckpoint, open_scripted
 from cvllm_jax.text import ChatTemplate, Tokenizer
 from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer
 
-__all__ = [
-    "Loaded", "Weights", "describe", "find_family", "load", "open_model", "place_weights", "prepare_device",
-    "weight_layout",
-]  # fmt: skip
+__all__ = ["Loaded", "Weights", "describe", "find_family", "load", "open_model", "place_weights", "prepare_device"]
 
 log = logging.getLogger("cvllm_jax.engine")
 
@@ -85,11 +81,13 @@ def load(config: EngineConfig) -> Loaded:
         model_config = family.config({**checkpoint.config, "max_sequence_length": config.max_sequence_length})
         tokenizer, chat_template = _text(checkpoint, model_config)
         mesh = mesh_of([device])
-        layout = weight_layout(config, checkpoint, dtype, device, keep=model_config.experts is None)
-        weights = place_weights(family, model_config, checkpoint, dtype, mesh, config, layout)
+        layouts = weight_layouts(config, checkpoint, dtype, device, family, model_config)
+        weights = place_weights(family, model_config, checkpoint, dtype, mesh, config, layouts)
     geometry = geometry_of(config, model_config, dtype)
+    if geometry.experts is not None and layouts is not None:
+        geometry = replace(geometry, experts=geometry.experts._replace(quantized=True))
     store = cache_dir() if config.compilation_cache else None
-    choices = choose_kernels(geometry, device, config.kernels, store=_trials(config))
+    choices = choose_kernels(geometry, device, config.kernels, store=trials(config))
     for name in ("attention", "kv_write", "experts"):
         log.info("%s: %s, because %s", name, *getattr(choices, name))
     shapes = step_shapes(config, device.platform)
@@ -106,7 +104,7 @@ def load(config: EngineConfig) -> Loaded:
         enable_cuda_graph=config.enable_cuda_graph,
     )
     try:
-        key = f"{family.name} {dtype} {layout}"
+        key = f"{family.name} {dtype} {layouts}"
         executables = None if store is None else store / "executables"
         runner = Runner(
             weights.graph, weights.treedef, weights.leaves, model_config, settings, mesh,
@@ -123,7 +121,7 @@ def load(config: EngineConfig) -> Loaded:
             "lower kv_cache_memory, max_batch_size or prefill_chunk_size"
         ) from error
     info = describe(
-        checkpoint, family, model_config, dtype, asked, max_sequence_length, weights.parameters, layout
+        checkpoint, family, model_config, dtype, asked, max_sequence_length, weights.parameters, layouts
     )
     return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
 
@@ -173,48 +171,11 @@ def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTe
     return tokenizer, ChatTemplate.from_checkpoint(checkpoint, tokenizer)
 
 
-def weight_layout(
-    config: EngineConfig, checkpoint: Checkpoint, dtype: Any, device: jax.Device, *, keep: bool = True
-) -> WeightLayout | None:
-    """How the weights of layers are stored and multiplied; None for plain numbers.
-
-    Arguments:
-      keep: whether weights that a folder has in few bits stay so, which stacks of experts cannot yet.
-
-    Raises:
-      ConfigError: it was asked for what the model or the device does not do.
-    """
-    asked = config.quantization
-    stored = checkpoint.layout if asked is None and keep else None
-    if asked is None and stored is None:
-        return None
-    if isinstance(checkpoint, ScriptedCheckpoint):
-        raise ConfigError("a scripted model has no weights to quantize", param="quantization")
-    if asked is not None:
-        group_size = asked.group_size or (32 if asked.method == "int4" else None)
-        layout = WeightLayout(method=asked.method, group_size=group_size, offsets=asked.method == "int4")
-    else:
-        assert stored is not None
-        layout = WeightLayout(
-            method=stored.method, group_size=stored.group_size, offsets=stored.offsets, of_tokens=False
-        )
-    if device.platform == "cpu":
-        return layout
-    choice = choose_matmul(layout, dtype, device, config.kernels, store=_trials(config))
-    log.info("quantized weights: %s, because %s", *choice)
-    return replace(layout, implementation="auto" if choice.implementation == "hopper" else "xla")
-
-
-def _trials(config: EngineConfig) -> Path | None:
-    """The folder that remembers which trials kernels have passed."""
-    return cache_dir() / "kernel-trials" if config.compilation_cache else None
-
-
 def place_weights(
     family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig,
-    layout: WeightLayout | None = None,
+    layouts: Layouts = None,
 ) -> Weights:  # fmt: skip
-    """Read every weight of the model onto the device, quantised to a layout or as it is.
+    """Read every weight of the model onto the device, quantised to layouts or as it is.
 
     Raises:
       ModelLoadError: the checkpoint's tensors do not fit the model.
@@ -224,8 +185,8 @@ def place_weights(
 
     def make() -> nnx.Module:
         model = family.module(model_config, dtype)
-        if layout is not None:
-            quantize_weights(model, layout)
+        if layouts is not None:
+            quantize_weights(model, layouts)
         return model
 
     try:
@@ -235,46 +196,47 @@ def place_weights(
     graph, state = nnx.split(abstract, nnx.Param)
     paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     names, specs, structs = [], {}, {}
+    bytes_of = {
+        ".".join(map(str, path)): module.layout.bytes_of
+        for path, module in nnx.iter_modules(abstract)
+        if isinstance(module, Weighted) and module.layout is not None and module.layout.bytes_of is not None
+    }
     for (path, leaf), parameter in zip(
         paths, jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Param)), strict=True
     ):
-        name = _target_name(path)
+        name = target_name(path)
         names.append(name)
         specs[name] = parameter.get_metadata("spec", P())
         structs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
     try:
         if checkpoint.format == "dummy":
-            weights = random_weights(structs, shardings, config.progress)
+            weights = random_weights(structs, shardings, config.progress, bytes_of=bytes_of)
         elif isinstance(checkpoint, ScriptedCheckpoint):
             weights = {name: jax.device_put(checkpoint.weights[name], shardings[name]) for name in names}
         else:
-            rules = importlib.import_module(f"cvllm_jax.checkpoints.mappings.{family.name}").RULES
+            rules = rules_of(family)
             weights = load_weights(
-                checkpoint, rules, structs, lambda name, array: jax.device_put(array, shardings[name]), config.progress
-            )
+                checkpoint, rules, structs, lambda name, array: jax.device_put(array, shardings[name]),
+                config.progress, bytes_of=bytes_of,
+            )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         size = sum(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in structs.values()) / 2**30
         raise DeviceError(
             f"the weights take {size:.1f} GiB on the device and did not fit{free_memory(mesh.devices.flat[0])}; "
             f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
         ) from error
-    parameters = sum(math.prod(structs[name].shape) for name in names if not name.endswith((SCALES, OFFSETS)))
+    parameters = sum(
+        math.prod(structs[name].shape) * (1 if bytes_of.get(name, "fp8") == "fp8" else 2)
+        for name in names
+        if not name.endswith((SCALES, OFFSETS))
+    )
     return Weights(graph, treedef, tuple(weights[name] for name in names), parameters)
-
-
-def _target_name(path: tuple[Any, ...]) -> str:
-    """``layers.0.attention.qkv`` for the weight of that module, ``layers.0.attention.qkv_bias`` for its bias."""
-    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
-    name = ".".join(part for part in parts if part != "value")
-    if name.endswith(".bias"):
-        return name.removesuffix(".bias") + "_bias"
-    return name.removesuffix(".weight")
 
 
 def describe(
     checkpoint: Checkpoint, family: Family, model: ModelConfig, dtype: Any, device: Device, max_sequence_length: int,
-    parameters: int, layout: WeightLayout | None = None,
+    parameters: int, layouts: Layouts = None,
 ) -> ModelInfo:  # fmt: skip
     """What an engine says of the model it has loaded."""
     return ModelInfo(
@@ -290,7 +252,7 @@ def describe(
         num_key_value_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
         dtype=str(jnp.dtype(dtype)),
-        quantization=checkpoint.quantization if layout is None else layout.method,
+        quantization=method_of(layouts, checkpoint.quantization),
         device=str(device),
         eos_token_ids=tuple(checkpoint.eos_token_ids),
         generation_defaults=dict(checkpoint.generation_defaults),
