@@ -1,6 +1,6 @@
 #!/bin/sh
 # Usage: deploy/real-text.sh COMMAND...
-# Runs a command with what tests/text reads of real models: fetched once to build/real-text, 600 MB unpacked.
+# Runs a command with what tests/text reads of real models: fetched once to build/real-text, 900 MB unpacked.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,8 @@
 """Tokenizers built from GGUF metadata."""
 
+import math
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,6 +218,36 @@ def test_bad_byte_level_vocabularies(
 ) -> None:
     with pytest.raises(ModelLoadError, match=message):
         Tokenizer.from_gguf(byte_level_gguf(**keys))
+
+
+def test_a_token_that_is_there_twice(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    keys = {"merges": ["a b"], "pre": "gpt-2", "scores": [0.0] * 5, "unknown_token_id": 3}
+    for kind in ("gpt2", "gemma4", "llama", "t5"):
+        path = write_gguf(tmp_path / f"{kind}.gguf", kind, ["a", "b", "ab", "c", "a"], [NORMAL] * 5, **keys)
+        with pytest.raises(ModelLoadError, match="has the token 'a' twice, as 0 and as 4"):
+            Tokenizer.from_gguf(path)
+
+
+def test_empty_tokens_are_places_that_nothing_encodes_to(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    keys = {"merges": ["a b"], "pre": "gpt-2"}
+    path = write_gguf(tmp_path / "x.gguf", "gpt2", ["a", "", "b", "", "ab"], [NORMAL] * 5, **keys)
+    tokenizer = Tokenizer.from_gguf(path)
+    assert (tokenizer.encode("abb"), tokenizer.decode([1, 0, 3]), tokenizer.vocab_size) == ([4, 2], "a", 5)
+
+
+@pytest.mark.parametrize(("scores", "message"), [
+    ([0.0, math.nan], "a score that is no finite number"),
+    ([0.0], "2 tokens but 1 scores"),
+    ([0.0, 0.0], "pieces of up to 20000 characters, too long to find their parts"),
+])  # fmt: skip
+def test_bad_sentencepiece_vocabularies_within_a_second(
+    write_gguf: Callable[..., Path], tmp_path: Path, scores: list[float], message: str
+) -> None:
+    start = time.process_time()
+    path = write_gguf(tmp_path / "x.gguf", "llama", ["a", "a" * 20_000], [NORMAL] * 2, scores=scores)
+    with pytest.raises(ModelLoadError, match=message):
+        Tokenizer.from_gguf(path)
+    assert time.process_time() - start < 1
 
 
 def test_other_vocabularies_are_refused_by_name(
