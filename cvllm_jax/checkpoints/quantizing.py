@@ -1,0 +1,136 @@
+"""Rounding weights to few bits while they are read, block by block, on the host.
+
+The numbers are those of :func:`pallas_kernels.quantized_matmul.quantize`. With offsets all 16 values of int4 are used,
+whatever the range of a group is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+__all__ = ["LARGEST", "METHODS", "PackedRows", "StoredLayout", "as_bytes", "fitted", "quantize_rows", "shared_layout"]
+
+#: The type of each method's values.
+METHODS: dict[str, np.dtype[Any]] = {
+    "int8": np.dtype(np.int8),
+    "int4": np.dtype(ml_dtypes.int4),
+    "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
+    "mxfp4": np.dtype(ml_dtypes.float4_e2m1fn),
+}
+
+#: The largest number of each type that stores values; ranges are symmetric without offsets.
+LARGEST = dict(zip(METHODS.values(), (127.0, 7.0, 448.0, 6.0), strict=True))
+
+#: Groups with fewer columns would cost more than they save, and kernels do none.
+_LEAST_GROUP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayout:
+    """What quantised weights of a file fit into without rounding, or with hardly any."""
+
+    method: Literal["int8", "int4", "fp8", "mxfp4"]
+    group_size: int | None = None
+    """Columns that share a scale; None: all of a row."""
+    offsets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of a quantised matrix: ``values * scales + offsets``, each scale and offset for a group of columns."""
+
+    values: np.ndarray
+    """``[rows, columns]``, of one of :data:`METHODS`."""
+    scales: np.ndarray
+    """``[rows, groups]``, float32."""
+    offsets: np.ndarray | None = None
+    """``[rows, groups]``, float32; None for none."""
+
+    def numbers(self) -> np.ndarray:
+        """What the rows stand for, in float32."""
+        rows, groups = self.scales.shape
+        grouped = self.values.astype(np.float32).reshape(rows, groups, -1) * self.scales[..., None]
+        if self.offsets is not None:
+            grouped += self.offsets[..., None]
+        return grouped.reshape(rows, -1)
+
+
+def quantize_rows(
+    rows: np.ndarray, stored: np.dtype[Any], groups: int, *, offsets: bool, scale_dtype: Any
+) -> PackedRows:
+    """Round ``[rows, columns]`` to the nearest values of a layout.
+
+    Arguments:
+      stored: the type of the values, one of :data:`METHODS`.
+      groups: parts of the columns with a scale of their own, a divisor of their number.
+      offsets: have offsets, and put the middle of int4's range where the middle of the group's is.
+      scale_dtype: what scales and offsets are stored in: values are rounded to these as they are stored.
+    """
+    count, columns = rows.shape
+    grouped = rows.astype(np.float32, copy=False).reshape(count, groups, columns // groups)
+    moved = None
+    low, high = -LARGEST[stored], LARGEST[stored]
+    if offsets:
+        least, most = grouped.min(-1), grouped.max(-1)
+        low -= 1  # all values of the type are used
+        scales = _scales((most - least) / (high - low), scale_dtype)
+        moved = _as_stored(least - low * scales, scale_dtype)
+        grouped = grouped - moved[..., None]
+    else:
+        scales = _scales(np.abs(grouped).max(-1) / high, scale_dtype)
+    scaled = np.clip(grouped / scales[..., None], low, high)
+    if stored in (METHODS["int8"], METHODS["int4"]):
+        np.rint(scaled, out=scaled)
+        scaled = scaled.astype(np.int8)
+    return PackedRows(scaled.astype(stored, copy=False).reshape(count, columns), scales, moved)
+
+
+def fitted(packed: PackedRows, stored: np.dtype[Any], groups: int, *, offsets: bool) -> PackedRows | None:
+    """The same rows with more scales, offsets of 0, or int4 in int8; None where a layout cannot hold them."""
+    values = packed.values
+    if values.dtype == METHODS["int4"] and stored == METHODS["int8"]:
+        values = values.astype(np.int8)
+    if values.dtype != stored or groups % packed.scales.shape[1] or (packed.offsets is not None and not offsets):
+        return None
+    times = groups // packed.scales.shape[1]
+    moved = np.zeros_like(packed.scales) if packed.offsets is None and offsets else packed.offsets
+    return PackedRows(values, np.repeat(packed.scales, times, 1), None if moved is None else np.repeat(moved, times, 1))
+
+
+def shared_layout(layouts: Iterable[StoredLayout | None], columns: int) -> StoredLayout | None:
+    """The layout that keeps all rows of a weight whose tensors have these; None: it has to be plain numbers."""
+    found = set(layouts)
+    each = [layout for layout in found if layout is not None]
+    methods = {layout.method for layout in each}
+    if len(each) < len(found) or (len(methods) > 1 and methods != {"int4", "int8"}):
+        return None
+    size = gcd(*(layout.group_size or columns for layout in each))
+    if size < min(columns, _LEAST_GROUP) or columns % size:
+        return StoredLayout("int8")
+    method: Any = "int8" if len(methods) > 1 else methods.pop()
+    return StoredLayout(method, None if size == columns else size, any(layout.offsets for layout in each))
+
+
+def as_bytes(values: np.ndarray) -> np.ndarray:
+    """Values in uint8; of 4 bits two in a byte, the even column's in the low half."""
+    codes = values.view(np.uint8)
+    if values.dtype.itemsize == 1 and values.dtype in (METHODS["int4"], METHODS["mxfp4"]):
+        return (codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)
+    return codes
+
+
+def _as_stored(numbers: np.ndarray, dtype: Any) -> np.ndarray:
+    return numbers.astype(dtype).astype(np.float32)
+
+
+def _scales(scales: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        scales = _as_stored(scales, dtype)
+    # a group of equal numbers, or of numbers so small that their scale is 0
+    return np.where(scales > 0, scales, np.float32(1))

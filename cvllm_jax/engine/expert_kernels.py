@@ -23,6 +23,8 @@ class ExpertGeometry(NamedTuple):
     experts: int
     hidden: int
     chosen: int
+    quantized: bool = False
+    """Whether matrices are in few bits."""
 
     @property
     def matrices(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -32,6 +34,8 @@ class ExpertGeometry(NamedTuple):
 
 def choose_for_experts(geometry: ExpertGeometry, dtype: Any, device: Any) -> Choice:
     """The implementation that does both products of an expert."""
+    if geometry.quantized:
+        return Choice("xla", "there is no kernel for quantized experts yet")
     choices = []
     for outputs, inputs in geometry.matrices:
         rows = jax.ShapeDtypeStruct((geometry.chosen, inputs), dtype)

@@ -1,47 +1,60 @@
 """Which weights of a model are quantised, and how: one rule for every family.
 
-- Matrices of layers (:class:`~cvllm_jax.models.layers.Linear`) take the layout that was asked for.
+- Matrices of layers (:class:`~cvllm_jax.models.layers.Linear`), also those of experts, take the layout that was asked
+  for. Those of experts are in bytes, so that XLA reads the experts that some token has and no others.
 - Embeddings and the output head are int8 with one scale a token, under int8 and int4: they decide between tokens
-  that are nearly alike, and four bits would cost more there than in all layers. They stay as they are under fp8, and
-  where the layout is that of the files.
-- Norms and biases stay as they are.
+  that are nearly alike, and four bits would cost more there than in all layers. They stay as they are under fp8.
+- Norms, biases and routers stay as they are.
+
+Where layouts are those of the files, each weight has its own.
 """
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Mapping
+from dataclasses import replace
+
 from flax import nnx
 
-from cvllm_jax.models.layers import Embedding, Linear, WeightLayout
+from cvllm_jax.models.layers import Embedding, Linear, Weighted, WeightLayout
+from cvllm_jax.models.layers.moe import ExpertLinear
 
-__all__ = ["CannotQuantizeError", "quantize_weights"]
+__all__ = ["CannotQuantizeError", "Layouts", "quantize_weights"]
+
+#: One layout for all matrices of layers, or those of some weights by their dotted paths; None: plain numbers.
+type Layouts = WeightLayout | Mapping[str, WeightLayout] | None
 
 
 class CannotQuantizeError(ValueError):
     """A model has weights that a layout does not fit; the message completes "the model cannot be quantized: "."""
 
 
-def quantize_weights(model: nnx.Module, layout: WeightLayout) -> None:
+def quantize_weights(model: nnx.Module, layouts: WeightLayout | Mapping[str, WeightLayout]) -> None:
     """Have room for quantised weights in an abstract model.
 
     Raises:
-      CannotQuantizeError: a weight does not divide into the layout's groups, is a stack of experts, or there is none.
+      CannotQuantizeError: a weight does not divide into the layout's groups, or there is none.
     """
-    ends = WeightLayout(method="int8", implementation=layout.implementation)
-    linears = 0
-    for path, module in list(nnx.iter_modules(model)):
-        if not isinstance(module, Linear | Embedding):
-            continue
-        of_tokens = isinstance(module, Embedding) or path[-1] == "head"
-        linears += not of_tokens
-        if of_tokens and (layout.method == "fp8" or not layout.of_tokens):
+    weights = {
+        ".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, Weighted)
+    }
+    for path, module in weights.items():
+        layout = _layout_of(path, module, layouts)
+        if layout is None:
             continue
         try:
-            module.quantize(ends if of_tokens else layout)
+            module.quantize(replace(layout, in_bytes=layout.in_bytes or isinstance(module, ExpertLinear)))
         except ValueError as error:
-            raise CannotQuantizeError(f"the {error} of {'.'.join(map(str, path))}") from None
-    if not linears:
+            raise CannotQuantizeError(f"the {error} of {path}") from None
+    if not any(isinstance(module, Linear | ExpertLinear) for path, module in weights.items() if path != "head"):
         raise CannotQuantizeError("it has no matrices of layers")
-    for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        if len(jax.tree.leaves(parameter)[0].shape) > 2:
-            raise CannotQuantizeError(f"{'.'.join(map(str, path))} is a stack of experts, which is not supported yet")
+
+
+def _layout_of(
+    path: str, module: Weighted, layouts: WeightLayout | Mapping[str, WeightLayout]
+) -> WeightLayout | None:
+    if not isinstance(layouts, WeightLayout):
+        return layouts.get(path)
+    if not isinstance(module, Embedding) and path != "head":
+        return layouts
+    return None if layouts.method == "fp8" else WeightLayout(method="int8", implementation=layouts.implementation)

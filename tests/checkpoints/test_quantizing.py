@@ -11,9 +11,10 @@ from tiny_llama import expected_targets, llama_targets, llama_tensors, write_fol
 
 from cvllm_jax.checkpoints.checkpoint import open_checkpoint
 from cvllm_jax.checkpoints.gguf import GgufFile
+from cvllm_jax.checkpoints.gguf_blocks import UNPACK
 from cvllm_jax.checkpoints.loading import load_weights
 from cvllm_jax.checkpoints.mappings.llama import RULES
-from cvllm_jax.checkpoints.quantizing import PackedRows, fitted, quantize_rows
+from cvllm_jax.checkpoints.quantizing import PackedRows, StoredLayout, fitted, quantize_rows, shared_layout
 from cvllm_jax.errors import ModelLoadError
 from pallas_kernels.quantized_matmul import dequantize, quantize
 from pallas_kernels.quantized_matmul.weight import STORAGE, QuantizedWeight
@@ -60,21 +61,25 @@ def test_int4_with_offsets_is_truer_than_q4_0():
     assert np.square(packed.numbers() - numbers).mean() < np.square(theirs - numbers).mean()
 
 
-@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q4_K, Kind.Q8_0], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Kind[name] for name in UNPACK], ids=lambda kind: kind.name)
 def test_unpacked_blocks_are_what_gguf_quants_dequantizes(tmp_path, kind):
     rng = np.random.default_rng(1)
     size = quants.GGML_QUANT_SIZES[kind][1]
-    blocks = rng.integers(0, 256, (32 if kind != Kind.Q4_K else 2 * 32, 8, size), np.uint8)
-    blocks[..., :2], blocks[..., 2:4] = _halves(rng, blocks.shape[:2]), _halves(rng, blocks.shape[:2])
+    blocks = rng.integers(0, 256, (32, 8, size), np.uint8)
+    if kind == Kind.MXFP4:
+        blocks[..., 0] = rng.integers(100, 140, blocks.shape[:2])
+    else:
+        blocks[..., :2], blocks[..., 2:4] = _halves(rng, blocks.shape[:2]), _halves(rng, blocks.shape[:2])
     if kind == Kind.Q8_0:
         blocks[..., 2:4] = 0x80  # -128, which quantising never makes
     data = blocks.reshape(len(blocks), -1)
     path = write_gguf(tmp_path / "a.gguf", {}, extra=lambda writer: writer.add_tensor("w", data, raw_dtype=kind))
     with GgufFile(path) as file:
-        packed = file.packed("w", 3, 30)
+        packed, layout = file.packed("w", 3, 30), file.layout("w")
         expected = quants.dequantize(data, kind)[3:30]
     assert packed.scales.shape == (27, expected.shape[1] // 32)
     np.testing.assert_allclose(packed.numbers(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert (packed.values.dtype, packed.offsets is not None) == (stored(layout.method), layout.offsets)
 
 
 def _halves(rng, shape):
@@ -82,9 +87,11 @@ def _halves(rng, shape):
 
 
 def test_other_types_have_no_packed_form(tmp_path):
-    with GgufFile(write_gguf(tmp_path / "a.gguf", llama_tensors(), kind=Kind.Q5_0)) as file:
-        assert file.packed("token_embd.weight", 0, 1) is None
-        assert file.packed("output_norm.weight", 0, 1) is None
+    data = np.zeros((1, 210), np.uint8)
+    tensor = {"extra": lambda writer: writer.add_tensor("w", data, raw_dtype=Kind.Q6_K)}
+    with GgufFile(write_gguf(tmp_path / "a.gguf", llama_tensors(), **tensor)) as file:
+        assert file.packed("w", 0, 1) is None and file.layout("w") == StoredLayout("int8", 32)
+        assert file.packed("output_norm.weight", 0, 1) is None and file.layout("output_norm.weight") is None
 
 
 def test_rows_fit_more_groups_but_no_others():
@@ -93,8 +100,27 @@ def test_rows_fit_more_groups_but_no_others():
     assert more.scales.shape == more.offsets.shape == (2, 4)
     np.testing.assert_array_equal(more.numbers(), packed.numbers())
     assert fitted(packed, stored("int4"), 1, offsets=False) is None  # fewer groups
-    assert fitted(packed, stored("int8"), 2, offsets=False) is None
+    assert fitted(packed, stored("fp8"), 2, offsets=False) is None
     assert fitted(more, stored("int4"), 4, offsets=False) is None
+
+
+@pytest.mark.parametrize(("layouts", "together"), [
+    ([StoredLayout("int4", 32)], StoredLayout("int4", 32)),
+    ([StoredLayout("int4", 32), StoredLayout("int4", 64, offsets=True)], StoredLayout("int4", 32, offsets=True)),
+    ([StoredLayout("int4", 32), StoredLayout("int8", 16)], StoredLayout("int8", 16)),
+    ([StoredLayout("int8"), StoredLayout("int4", 128)], StoredLayout("int8")),  # all 128 columns
+    ([StoredLayout("int4", 8), StoredLayout("int4", 12)], StoredLayout("int8")),  # groups of 4 are no use
+    ([StoredLayout("int8"), StoredLayout("fp8")], None),
+    ([StoredLayout("mxfp4", 32), None], None),
+    ([None], None),
+])  # fmt: skip
+def test_the_tensors_of_a_weight_share_a_layout(layouts, together):
+    assert shared_layout(layouts, 128) == together
+
+
+def test_int4_fits_int8(tmp_path):
+    packed = PackedRows(rows(2, 64).astype(ml_dtypes.int4), np.ones((2, 2), np.float32))
+    np.testing.assert_array_equal(fitted(packed, stored("int8"), 2, offsets=False).numbers(), packed.numbers())
 
 
 def quantized_targets(method, group, offsets):

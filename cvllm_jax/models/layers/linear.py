@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.quantized_matmul import Implementation, Method, QuantizedWeight, quantized_matmul
 from pallas_kernels.quantized_matmul.weight import STORAGE
 
-__all__ = ["Embedding", "Linear", "WeightLayout", "project"]
+__all__ = ["Embedding", "Linear", "WeightLayout", "Weighted", "project"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,22 +27,32 @@ class WeightLayout:
     """Input channels that share a scale; None for one scale a row."""
     offsets: bool = False
     """Whether each group has an offset beside its scale."""
-    of_tokens: bool = True
-    """Whether embeddings and output head are quantised too."""
+    in_bytes: bool = False
+    """Whether values of 4 bits and float8 are held in bytes: XLA on CPUs converts arrays of their own types whole."""
     implementation: Implementation = "auto"
+
+    @property
+    def bytes_of(self) -> Method | None:
+        """The method whose values are held in bytes; None: in their own type."""
+        return self.method if self.in_bytes and self.method != "int8" else None
 
     def arrays(self, outputs: int, inputs: int) -> tuple[tuple[tuple[int, int], Any], tuple[tuple[int, int], Any]]:
         """Shape and type of the values, and of the scales and offsets.
 
         Raises:
-          ValueError: the group size does not divide the input channels.
+          ValueError: the group size does not divide the input channels, or two values do not share a byte.
         """
         size = self.group_size or inputs
         if inputs % size:
             raise ValueError(f"{inputs} input channels do not divide into groups of {size}")
-        # a float32 scale for every 32 int4 values would be a quarter of their bytes
-        scale = jnp.bfloat16 if size < min(inputs, 128) else jnp.float32
-        return ((outputs, inputs), STORAGE[self.method][0]), ((inputs // size, outputs), scale)
+        # a float32 scale for every 32 int4 values would be a quarter of their bytes; files have float16 there, too
+        scale = jnp.float16 if size < min(inputs, 128) and self.method != "fp8" else jnp.float32
+        groups = ((inputs // size, outputs), jnp.float8_e8m0fnu if self.method == "mxfp4" else scale)
+        if self.bytes_of is None:
+            return ((outputs, inputs), STORAGE[self.method][0]), groups
+        if self.method != "fp8" and inputs % 2:
+            raise ValueError(f"{inputs} input channels of 4 bits do not divide into bytes")
+        return ((outputs, inputs if self.method == "fp8" else inputs // 2), jnp.uint8), groups
 
 
 def project(
@@ -66,10 +76,10 @@ def project(
     return y[:rows]
 
 
-class _Weighted(nnx.Module):
-    """A weight ``[out, in]``, plain or quantised. ``spec`` says how it is split over the mesh's ``tp`` axis."""
+class Weighted(nnx.Module):
+    """A weight ``[out, in]`` or a stack of them, plain or quantised. ``spec`` splits it over the mesh's ``tp`` axis."""
 
-    def __init__(self, shape: tuple[int, int], dtype: jnp.dtype, spec: P) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: jnp.dtype, spec: P) -> None:
         self.weight = nnx.Param(jnp.zeros(shape, dtype), spec=spec)
         self.scales: nnx.Param[Array] | None = nnx.data(None)
         self.offsets: nnx.Param[Array] | None = nnx.data(None)
@@ -77,25 +87,33 @@ class _Weighted(nnx.Module):
 
     def quantize(self, layout: WeightLayout) -> None:
         """Have room for a quantised weight instead; what the weight was is lost."""
-        (shape, dtype), (groups, scale_dtype) = layout.arrays(*self.weight.shape)
+        *stack, outputs, inputs = self.weight.shape
+        (shape, dtype), (groups, scale_dtype) = layout.arrays(outputs, inputs)
         spec = self.weight.get_metadata("spec")
         self.layout = layout
-        self.weight = nnx.Param(jnp.zeros(shape, dtype), spec=spec)
+        self.weight = nnx.Param(jnp.zeros((*stack, *shape), dtype), spec=spec)
         # a single group belongs to every part of the input channels
-        spec = P(spec[1] if groups[0] > 1 else None, spec[0])
-        self.scales = nnx.data(nnx.Param(jnp.zeros(groups, scale_dtype), spec=spec))
+        spec = P(*spec[:-2], spec[-1] if groups[0] > 1 else None, spec[-2])
+        self.scales = nnx.data(nnx.Param(jnp.zeros((*stack, *groups), scale_dtype), spec=spec))
         if layout.offsets:
-            self.offsets = nnx.data(nnx.Param(jnp.zeros(groups, scale_dtype), spec=spec))
+            self.offsets = nnx.data(nnx.Param(jnp.zeros((*stack, *groups), scale_dtype), spec=spec))
+
+    @property
+    def quantized(self) -> QuantizedWeight | None:
+        """The weight, if it is quantised."""
+        if self.layout is None or self.scales is None:
+            return None
+        offsets = None if self.offsets is None else self.offsets[...]
+        return QuantizedWeight(self.weight[...], self.scales[...], offsets, self.layout.bytes_of)
 
     def project(self, x: Float[Array, "T I"], out_dtype: DTypeLike | None = None) -> Float[Array, "T O"]:
-        if self.layout is None or self.scales is None:
+        weight = self.quantized
+        if weight is None or self.layout is None:
             return project(x, self.weight[...], out_dtype)
-        offsets = None if self.offsets is None else self.offsets[...]
-        weight = QuantizedWeight(self.weight[...], self.scales[...], offsets)
         return project(x, weight, out_dtype, self.layout.implementation)
 
 
-class Linear(_Weighted):
+class Linear(Weighted):
     """``x @ weight.T + bias``."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, spec: P, bias: bool = False) -> None:
@@ -107,7 +125,7 @@ class Linear(_Weighted):
         return y if self.bias is None else y + self.bias[...]
 
 
-class Embedding(_Weighted):
+class Embedding(Weighted):
     """Token vectors; ``attend`` is the tied output head. Quantised, each vector has one scale."""
 
     def __init__(self, vocab: int, width: int, *, dtype: jnp.dtype) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cvllm_jax.models.layers.activation import ACTIVATIONS
 from cvllm_jax.models.layers.attention import BlockBatch
 from cvllm_jax.models.layers.blocks import Part, SelfAttention
+from cvllm_jax.models.layers.linear import Weighted
 from cvllm_jax.models.layers.rope import RopeTables
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.kv_write import KvPages
@@ -112,18 +113,22 @@ class Router(nnx.Module):
         return jnp.repeat(is_best, grouped.shape[2], axis=1)
 
 
-class ExpertLinear(nnx.Module):
-    """A matrix ``[out, in]`` for each expert, and a bias for each if asked for."""
+class ExpertLinear(Weighted):
+    """A matrix ``[out, in]`` for each expert, plain or quantised, and a bias for each if asked for."""
 
     def __init__(self, experts: int, inputs: int, outputs: int, *, dtype: jnp.dtype, spec: P, bias: bool) -> None:
-        self.weight = nnx.Param(jnp.zeros((experts, outputs, inputs), dtype), spec=spec)
+        super().__init__((experts, outputs, inputs), dtype, spec)
         self.bias = nnx.Param(jnp.zeros((experts, outputs), dtype), spec=P(None, spec[1])) if bias else None
 
     def __call__(
         self, rows: Float[Array, "R I"], experts: Int[Array, "R"], sizes: Int[Array, "E"],
         implementation: Literal["xla", "hopper"],
     ) -> Float[Array, "R O"]:  # fmt: skip
-        y = grouped_matmul(rows, self.weight[...], sizes, implementation=implementation)
+        weight = self.quantized
+        if weight is None:
+            y = grouped_matmul(rows, self.weight[...], sizes, implementation=implementation)
+        else:
+            y = grouped_matmul(rows, weight, sizes, implementation="xla")
         return y if self.bias is None else y + self.bias[...].at[experts].get(mode="clip")
 
 
