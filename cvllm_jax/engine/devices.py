@@ -135,6 +135,7 @@ def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometr
         dtype=dtype,
         cache_dtype=jnp.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,
         shares_values=model.shares_values,
+        index_dim=model.index_dim,
         experts=None if model.experts is None else ExpertGeometry(model.hidden_size, *model.experts),
     )
 

@@ -47,6 +47,8 @@ class Geometry:
     experts: ExpertGeometry | None = None
     shares_values: bool = False
     """Whether values are a part of the keys and have no pages."""
+    index_dim: int = 0
+    """Numbers of an indexer's key, which are in these pages then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def choose_matmul(
 def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Array] = jnp.zeros) -> KvPages:
     """The cache of one layer; ``zeros(shape, dtype)`` makes its arrays."""
     shape = (num_pages, geometry.kv_heads, geometry.page_size, geometry.head_dim)
-    of_values = (*shape[:3], 0) if geometry.shares_values else shape
+    of_values = (*shape[:3], geometry.index_dim) if geometry.shares_values else shape
     k, v = zeros(shape, geometry.cache_dtype), zeros(of_values, geometry.cache_dtype)
     if geometry.cache_dtype != jnp.float8_e4m3fn:
         return KvPages(k, v)

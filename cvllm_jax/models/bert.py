@@ -37,6 +37,7 @@ class BertConfig:
     activation: str
     experts: None = None
     shares_values: bool = False
+    index_dim: int = 0
     cache_groups: tuple[CacheGroup, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from cvllm_jax.models.cache_groups import CacheGroup, cache_groups, group_of_layers
 from cvllm_jax.models.config_reading import ConfigReader
-from cvllm_jax.models.layers import BlockBatch, Embedding, Linear, Rope
+from cvllm_jax.models.layers import BlockBatch, Embedding, Linear, Rope, RopeTables
 from cvllm_jax.models.layers.moe import ExpertSizes
 from pallas_kernels.kv_write import KvPages
 
@@ -45,6 +45,7 @@ class DecoderConfig:
     """The latest positions that each layer attends to; None for all."""
     experts: ExpertSizes | None = None
     shares_values: bool = False
+    index_dim: int = 0
 
     @property
     def rotary_dim(self) -> int:
@@ -139,11 +140,20 @@ class Decoder(nnx.Module):
         if self.embedding_scale != 1:
             x *= jnp.asarray(self.embedding_scale, x.dtype)
         tables = {rope: rope.tables(batches[0].positions) for rope in dict.fromkeys(self.ropes)}
+        of_layers = [batches[group] for group in self.groups]
+        x, cache = self.through_layers(x, cache, of_layers, [tables[rope] for rope in self.ropes])
+        return self.norm(x), cache
+
+    def through_layers(
+        self, x: Float[Array, "T D"], cache: tuple[KvPages, ...], batches: Sequence[BlockBatch],
+        ropes: Sequence[RopeTables],
+    ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:  # fmt: skip
+        """Override where layers hand on more than hidden states."""
         written = []
-        for layer, layer_cache, rope, group in zip(self.layers, cache, self.ropes, self.groups, strict=True):
-            x, layer_cache = layer(x, layer_cache, batches[group], tables[rope])
+        for layer, layer_cache, batch, rope in zip(self.layers, cache, batches, ropes, strict=True):
+            x, layer_cache = layer(x, layer_cache, batch, rope)
             written.append(layer_cache)
-        return self.norm(x), tuple(written)
+        return x, tuple(written)
 
     @jax.named_scope("head")
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:

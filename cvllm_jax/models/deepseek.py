@@ -20,7 +20,8 @@ from cvllm_jax.models.layers.latent_attention import LatentAttention
 from cvllm_jax.models.layers.moe import Experts, Glu, Groups, MoeBlock, MoeMlp, Router
 
 __all__ = [
-    "Deepseek", "DeepseekConfig", "DeepseekV2Config", "DeepseekV3Config", "layers_behind_dense_ones", "read_groups",
+    "Deepseek", "DeepseekConfig", "DeepseekV2Config", "DeepseekV3Config", "dense_mlp", "latent_options",
+    "layers_behind_dense_ones", "mixture", "read_deepseek_v3", "read_groups",
 ]  # fmt: skip
 
 _V2 = {
@@ -105,18 +106,22 @@ class DeepseekV3Config(DeepseekConfig):
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> DeepseekConfig:
         """From the keys of a Hugging Face ``config.json``; options that are not ported are refused."""
-        read = ConfigReader(config, _V3)
-        read.require("scoring_func", "sigmoid")
-        read.require("topk_method", "noaux_tc")
-        return DeepseekConfig(
-            **_read(read),
-            mlp_bias=False,
-            interleaved=read.flag("rope_interleave", True),
-            score="sigmoid",
-            normalize_weights=read.flag("norm_topk_prob", True),
-            groups=read_groups(read, best=2),
-            correction=True,
-        )
+        return DeepseekConfig(**read_deepseek_v3(ConfigReader(config, _V3)))
+
+
+def read_deepseek_v3(read: ConfigReader) -> dict[str, Any]:
+    """The fields of a :class:`DeepseekConfig` of V3 and of what is built like it."""
+    read.require("scoring_func", "sigmoid")
+    read.require("topk_method", "noaux_tc")
+    return {
+        **_read(read),
+        "mlp_bias": False,
+        "interleaved": read.flag("rope_interleave", True),
+        "score": "sigmoid",
+        "normalize_weights": read.flag("norm_topk_prob", True),
+        "groups": read_groups(read, best=2),
+        "correction": True,
+    }
 
 
 def _read(read: ConfigReader) -> dict[str, Any]:
@@ -124,7 +129,9 @@ def _read(read: ConfigReader) -> dict[str, Any]:
     read.require("pretraining_tp", 1)
     read.require("moe_layer_freq", 1)
     sizes = read_sizes(read)
-    rotated, rank, plain = (read.positive(key) for key in ("qk_rope_head_dim", "kv_lora_rank", "qk_nope_head_dim"))
+    rotated, rank, plain = (
+        read.positive(key, most=2**20) for key in ("qk_rope_head_dim", "kv_lora_rank", "qk_nope_head_dim")
+    )
     rope = Rope.from_config(read.config, rotated)
     return {
         **sizes,
@@ -162,7 +169,7 @@ def layers_behind_dense_ones(read: ConfigReader, layers: int) -> tuple[bool, ...
     if kinds is None:
         dense = read.whole("first_k_dense_replace", 0)
         return tuple(layer >= dense for layer in range(layers))
-    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {"dense", "sparse"}:
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in ("dense", "sparse") for kind in kinds):
         read.refuse(f"mlp_layer_types must be a list of {layers} times 'dense' or 'sparse', not {kinds!r:.80}")
     return tuple(kind == "sparse" for kind in kinds)
 
@@ -180,32 +187,43 @@ def read_groups(read: ConfigReader, best: int) -> Groups:
     return Groups(count, chosen, best)
 
 
+def latent_options(config: DeepseekConfig, dtype: jnp.dtype) -> dict[str, Any]:
+    """The arguments of a layer's attention by name."""
+    c = config
+    return {
+        "plain": c.plain_dim, "rotated": c.head_dim - c.rank, "values": c.value_dim, "rank": c.rank,
+        "query_rank": c.query_rank, "scale": c.attention_scale, "dtype": dtype, "bias": c.attention_bias,
+        "interleaved": c.interleaved,
+    }  # fmt: skip
+
+
+def dense_mlp(config: DeepseekConfig, hidden: int, dtype: jnp.dtype) -> GatedMlp:
+    c = config
+    return GatedMlp(c.hidden_size, hidden, dtype=dtype, bias=c.mlp_bias, activation=c.activation)
+
+
+def mixture(config: DeepseekConfig, dtype: jnp.dtype) -> MoeMlp:
+    c = config
+    assert c.experts is not None
+    router = Router(
+        c.hidden_size, c.experts.experts, c.experts.chosen, score=c.score, normalize=c.normalize_weights,
+        scale=c.weight_scale, groups=c.groups, correction=c.correction,
+    )  # fmt: skip
+    routed = Experts(c.experts, c.hidden_size, dtype=dtype, activation=Glu(c.activation))
+    return MoeMlp(router, routed, shared=dense_mlp(c, c.shared_hidden, dtype) if c.shared_hidden else None)
+
+
 class Deepseek(Decoder):
     def __init__(self, config: DeepseekConfig, dtype: jnp.dtype) -> None:
         c = config
-        assert c.experts is not None
-        experts = c.experts
 
         def norm() -> RmsNorm:
             return RmsNorm(c.hidden_size, eps=c.norm_eps)
 
-        def mlp(hidden: int) -> GatedMlp:
-            return GatedMlp(c.hidden_size, hidden, dtype=dtype, bias=c.mlp_bias, activation=c.activation)
-
         def block(has_experts: bool) -> PreNormBlock | MoeBlock:
-            attention = LatentAttention(
-                c.hidden_size, c.num_attention_heads, plain=c.plain_dim, rotated=c.head_dim - c.rank,
-                values=c.value_dim, rank=c.rank, query_rank=c.query_rank, scale=c.attention_scale, dtype=dtype,
-                bias=c.attention_bias, interleaved=c.interleaved,
-            )  # fmt: skip
-            if not has_experts:
-                return PreNormBlock(norm(), attention, norm(), mlp(c.intermediate_size))
-            router = Router(
-                c.hidden_size, experts.experts, experts.chosen, score=c.score, normalize=c.normalize_weights,
-                scale=c.weight_scale, groups=c.groups, correction=c.correction,
-            )  # fmt: skip
-            routed = Experts(experts, c.hidden_size, dtype=dtype, activation=Glu(c.activation))
-            moe = MoeMlp(router, routed, shared=mlp(c.shared_hidden) if c.shared_hidden else None)
-            return MoeBlock(norm(), attention, norm(), moe)
+            attention = LatentAttention(c.hidden_size, c.num_attention_heads, **latent_options(c, dtype))
+            if has_experts:
+                return MoeBlock(norm(), attention, norm(), mixture(c, dtype))
+            return PreNormBlock(norm(), attention, norm(), dense_mlp(c, c.intermediate_size, dtype))
 
         super().__init__(c, [block(has_experts) for has_experts in c.has_experts], norm(), dtype)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cvllm_jax.models.deepseek import DeepseekConfig, DeepseekV3Config
+from cvllm_jax.models.config_reading import ConfigReader
+from cvllm_jax.models.deepseek import DeepseekConfig, read_deepseek_v3
 
 __all__ = ["Glm4MoeLiteConfig"]
 
@@ -35,4 +36,4 @@ class Glm4MoeLiteConfig(DeepseekConfig):
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> DeepseekConfig:
         """From the keys of a Hugging Face ``config.json``; options that are not ported are refused."""
-        return DeepseekV3Config.from_dict({**_DEFAULTS, **config})
+        return DeepseekConfig(**read_deepseek_v3(ConfigReader(config, _DEFAULTS)))

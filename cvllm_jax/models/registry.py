@@ -14,6 +14,7 @@ from cvllm_jax.errors import ModelLoadError, shown
 from cvllm_jax.models.bert import Bert, BertConfig
 from cvllm_jax.models.cache_groups import CacheGroup
 from cvllm_jax.models.deepseek import Deepseek, DeepseekV2Config, DeepseekV3Config
+from cvllm_jax.models.deepseek_v32 import DeepseekV32, DeepseekV32Config, GlmMoeDsaConfig
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
@@ -73,6 +74,11 @@ class ModelConfig(Protocol):
     @property
     def shares_values(self) -> bool:
         """Whether values are a part of the keys, so that the cache has no pages for them (latent attention)."""
+        ...
+
+    @property
+    def index_dim(self) -> int:
+        """Numbers of the key that an indexer looks for, which are in these pages then; 0 if there is no indexer."""
         ...
 
     @property
@@ -153,6 +159,8 @@ FAMILIES = (
     _causal("glm4", "Glm4ForCausalLM", config=Glm4Config, module=Glm4),
     _causal("glm4_moe", "Glm4MoeForCausalLM", config=Glm4MoeConfig, module=Glm4Moe),
     _causal("glm4_moe_lite", "Glm4MoeLiteForCausalLM", config=Glm4MoeLiteConfig, module=Deepseek),
+    _causal("deepseek_v32", "DeepseekV32ForCausalLM", config=DeepseekV32Config, module=DeepseekV32),
+    _causal("glm_moe_dsa", "GlmMoeDsaForCausalLM", config=GlmMoeDsaConfig, module=DeepseekV32),
     Family(
         name="bert",
         architectures=("BertModel",),

@@ -55,6 +55,7 @@ class ScriptedConfig:
     context_length: int = CONTEXT_LENGTH
     experts: None = None
     shares_values: bool = False
+    index_dim: int = 0
     cache_groups: tuple[CacheGroup, ...] = (CacheGroup(None, (0,)),)
 
     @staticmethod

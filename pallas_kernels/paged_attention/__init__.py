@@ -2,5 +2,9 @@
 
 from pallas_kernels.paged_attention.api import Choice, Implementation, choose_implementation, paged_attention
 from pallas_kernels.paged_attention.config import HopperConfig
+from pallas_kernels.paged_attention.selection import attend_to_selected, select_tokens
 
-__all__ = ["Choice", "HopperConfig", "Implementation", "choose_implementation", "paged_attention"]
+__all__ = [
+    "Choice", "HopperConfig", "Implementation", "attend_to_selected", "choose_implementation", "paged_attention",
+    "select_tokens",
+]  # fmt: skip

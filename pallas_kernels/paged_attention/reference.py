@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["decode", "prefill"]
+__all__ = ["LONGEST_RUN", "SHORTEST_RUN", "decode", "prefill", "runs"]
 
 #: Cached tokens that one iteration attends to, for one sequence and for many: longer runs loop less often, shorter ones
 #: waste less on short sequences and stay in the CPU's cache.
@@ -46,7 +46,7 @@ def decode(
     B, _, N, H = q.shape
     K = k_pages.shape[1]
     grouped = q.reshape(B, K, N // K, 1, H).astype(jnp.float32)
-    pages, tables = _runs(tables, k_pages.shape[2], max(SHORTEST_RUN, LONGEST_RUN // B))
+    pages, tables = runs(tables, k_pages.shape[2], max(SHORTEST_RUN, LONGEST_RUN // B))
     width = pages * k_pages.shape[2]
 
     def scales(table: jax.Array, pool: jax.Array) -> jax.Array:  # [B K width]
@@ -91,7 +91,7 @@ def prefill(
     B, Q, N, H = q.shape
     K, G = k_pages.shape[1], N // k_pages.shape[1]
     grouped = q.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * Q, H)
-    pages, tables = _runs(tables, k_pages.shape[2], SHORTEST_RUN)
+    pages, tables = runs(tables, k_pages.shape[2], SHORTEST_RUN)
     if sinks is not None:
         sinks = jnp.repeat(sinks.reshape(1, K, G), Q, axis=2)
     width = pages * k_pages.shape[2]
@@ -131,7 +131,7 @@ def prefill(
     return out.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
 
 
-def _runs(tables: Int[Array, "B W"], page_size: int, tokens: int) -> tuple[int, Int[Array, "B W"]]:
+def runs(tables: Int[Array, "B W"], page_size: int, tokens: int) -> tuple[int, Int[Array, "B W"]]:
     """Pages in a run of so many tokens, and the tables padded to whole runs."""
     pages = min(max(1, tokens // page_size), tables.shape[1])
     return pages, jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % pages)))

@@ -81,6 +81,12 @@ def test_the_kernel_for_experts_is_chosen_as_the_others_are():
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func='softmax' is not supported"),
     ("deepseek_v3", {"n_group": 3}, "3 of 8 experts cannot be chosen from 2 of 3 groups"),
     ("deepseek_v3", {"topk_group": 1}, "3 of 8 experts cannot be chosen from 1 of 4 groups"),
+    ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse"]}, "mlp_layer_types must be a list of 3 times"),
+    ("minimax_m2", {"attn_type_list": [1, 0]}, r"attn_type_list=\[1, 0\] is not supported"),
+    ("deepseek_v32", {"q_lora_rank": None}, "q_lora_rank is null"),
+    ("deepseek_v32", {"indexer_types": ["full"] * 3}, "indexer_types=.* is not supported"),
+    ("glm_moe_dsa", {"indexer_types": ["shared"] * 4}, "the first layer has no indexer"),
+    ("glm_moe_dsa", {"indexer_types": ["full"] * 3}, "indexer_types must be a list of 4 times"),
 ])  # fmt: skip
 def test_configurations_that_are_refused(case, changes, message, pytestconfig):
     path = pytestconfig.rootpath / "tests" / "golden" / "families" / case / "config.json"

@@ -15,14 +15,15 @@ from cvllm_jax.models.layers.rope import RopeTables
 from pallas_kernels.kv_write import KvPages, rotate_and_write_keys
 from pallas_kernels.paged_attention import paged_attention
 
-__all__ = ["LatentAttention"]
+__all__ = ["LatentAttention", "LatentVectors", "halves"]
 
 
-class LatentAttention(nnx.Module):
-    """Self-attention whose keys and values are products with one latent vector of C numbers a token.
+class LatentVectors(nnx.Module):
+    """Queries and keys of attention to latent vectors, and what becomes of its results.
 
-    The cache holds the latent vector and R rotated numbers that all heads share, as one key of R + C numbers. Queries
-    are multiplied with the matrix that would make keys of it, and what comes out with the one that would make values.
+    The cache holds for each token the latent vector of C numbers and R rotated ones that all heads share, as one key of
+    R + C numbers. Queries are multiplied with the matrix that would make keys of the latent vector, and what attention
+    gives with the one that would make values.
 
     Arguments:
       plain, rotated: dimensions of a query that are not rotated, and those that are.
@@ -55,25 +56,50 @@ class LatentAttention(nnx.Module):
         self.kv_b = nnx.Param(jnp.zeros((heads, plain + values, rank), dtype), spec=P("tp", None, None))
         self.output = Linear(heads * values, width, dtype=dtype, spec=P(None, "tp"), bias=bias)
 
+    def query_vector(self, x: Float[Array, "T D"]) -> Float[Array, "T L"]:
+        """What queries are made of."""
+        return self.q_norm(self.q_a(x)) if self.has_query_vector else x
+
+    def queries(self, vector: Float[Array, "T L"]) -> Float[Array, "T N H"]:
+        """To be rotated still."""
+        q = self.q(vector).reshape(len(vector), self.heads, -1)
+        q, rotated = jnp.split(q, (self.plain,), axis=-1)
+        to_keys = self.kv_b[...][:, : self.plain]
+        return jnp.concatenate(
+            [halves(rotated) if self.interleaved else rotated, jnp.einsum("tnh,nhc->tnc", q, to_keys)], axis=-1
+        )
+
+    def keys(self, x: Float[Array, "T D"]) -> Float[Array, "T 1 H"]:
+        """To be rotated still."""
+        latent, rotated = jnp.split(self.kv_a(x), (self.rank,), axis=-1)
+        return jnp.concatenate([halves(rotated) if self.interleaved else rotated, self.kv_norm(latent)], -1)[:, None]
+
+    def outputs(self, y: Float[Array, "*B N H"]) -> Float[Array, "T D"]:
+        """Of weighted sums of keys."""
+        latent = y.reshape(-1, *y.shape[-2:])[:, :, self.rotated :]
+        y = jnp.einsum("tnc,nvc->tnv", latent, self.kv_b[...][:, self.plain :])
+        return self.output(y.reshape(len(y), -1))
+
+
+class LatentAttention(LatentVectors):
+    """Self-attention whose keys and values are products with one latent vector a token; see :class:`LatentVectors`."""
+
     @jax.named_scope("attention")
     def __call__(
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
-        N, T, B = self.heads, x.shape[0], batch.starts.shape[0]
-        q = self.q(self.q_norm(self.q_a(x)) if self.has_query_vector else x).reshape(T, N, -1)
-        q, q_rotated = jnp.split(q, (self.plain,), axis=-1)
-        latent, k_rotated = jnp.split(self.kv_a(x), (self.rank,), axis=-1)
-        to_keys, to_values = jnp.split(self.kv_b[...], (self.plain,), axis=1)
-        q = jnp.concatenate([self._halves(q_rotated), jnp.einsum("tnh,nhc->tnc", q, to_keys)], axis=-1)
-        k = jnp.concatenate([self._halves(k_rotated), self.kv_norm(latent)], axis=-1)[:, None]
-        q, cache = rotate_and_write_keys(q, k, rope, cache, batch.page, batch.offset)
+        T, B = x.shape[0], batch.starts.shape[0]
+        q, cache = rotate_and_write_keys(
+            self.queries(self.query_vector(x)), self.keys(x), rope, cache, batch.page, batch.offset
+        )
         y = paged_attention(
-            q.reshape(B, T // B, N, -1), cache.k, cache.k, batch.tables, batch.starts, batch.counts, scale=self.scale,
-            k_scales=cache.k_scales, v_scales=cache.k_scales, implementation=batch.kernels.attention,
+            q.reshape(B, T // B, self.heads, -1), cache.k, cache.k, batch.tables, batch.starts, batch.counts,
+            scale=self.scale, k_scales=cache.k_scales, v_scales=cache.k_scales,
+            implementation=batch.kernels.attention,
         )  # fmt: skip
-        y = jnp.einsum("tnc,nvc->tnv", y.reshape(T, N, -1)[:, :, self.rotated :], to_values)
-        return self.output(y.reshape(T, -1)), cache
+        return self.outputs(y), cache
 
-    def _halves(self, x: Float[Array, "*T R"]) -> Float[Array, "*T R"]:
-        """The dimensions in the order in which i and i + R/2 are rotated together."""
-        return jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1) if self.interleaved else x
+
+def halves(x: Float[Array, "*T R"]) -> Float[Array, "*T R"]:
+    """Interleaved dimensions in the order in which i and i + R/2 are rotated together."""
+    return jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)
