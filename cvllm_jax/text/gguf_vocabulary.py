@@ -37,6 +37,8 @@ _ENDS: Final = frozenset(
 """Control tokens whatever a file calls them, as llama.cpp has it: Phi-3's ``</s>`` is not marked as one."""
 _PHI3_PLAIN: Final = ("<unk>", "<s>", "<|endoftext|>")
 """Phi-3's control tokens that take no spaces."""
+_MOST_ADDED: Final = 1 << 16
+_LONGEST_TOKEN: Final = 4096
 _NEVER: Final = -1e6
 """A score, as the logarithm of a probability, that every other way to write a text beats."""
 _LONGEST_WORD: Final = 100
@@ -75,6 +77,8 @@ class _Vocabulary:
         self.tokens: Sequence[str] = self.array("tokens", str)
         if not self.tokens:
             raise ModelLoadError(f"{path} has an empty vocabulary")
+        if (longest := max(map(len, self.tokens))) > _LONGEST_TOKEN:
+            raise ModelLoadError(f"{path} has a token of {longest} characters, over the limit of {_LONGEST_TOKEN}")
         self.types: Sequence[int] = self.array("token_type", int) or [_NORMAL] * len(self.tokens)
         if len(self.types) != len(self.tokens):
             raise ModelLoadError(f"{path} has {len(self.tokens)} tokens but {len(self.types)} token types")
@@ -84,7 +88,10 @@ class _Vocabulary:
             backend, adds_bos = self.make()
         except ModelLoadError:
             raise
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:
+            # The library raises plain Exception, and on what it did not foresee a panic that is none.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             reason = " ".join(str(error).split())[:300]
             raise ModelLoadError(f"the vocabulary of {self.path} is inconsistent: {reason}") from None
         special = {self.named(key) for key in (*_NAMED.values(), *_UNNAMED)}
@@ -98,6 +105,12 @@ class _Vocabulary:
             if text and (control or kind == _USER_DEFINED):
                 rstrip = strips and text not in _PHI3_PLAIN
                 added.append(AddedToken(text, normalized=False, special=control, rstrip=rstrip))
+        # The library looks for all of them at once, by a table that takes minutes to build for many.
+        if len(added) > _MOST_ADDED or sum(len(token.content) for token in added) > _MOST_ADDED * 64:
+            raise ModelLoadError(
+                f"{self.path} has {len(added)} control and user-defined tokens; the limit is {_MOST_ADDED}, of 64 "
+                f"characters on average"
+            )
         backend.add_tokens(added)
         adds_bos = self.value("add_bos_token", bool, adds_bos) and self.model != "bert"  # part of the frame there
         self.frame(backend, names.get("bos_token") if adds_bos else None)

@@ -238,16 +238,35 @@ def test_empty_tokens_are_places_that_nothing_encodes_to(write_gguf: Callable[..
 @pytest.mark.parametrize(("scores", "message"), [
     ([0.0, math.nan], "a score that is no finite number"),
     ([0.0], "2 tokens but 1 scores"),
-    ([0.0, 0.0], "pieces of up to 20000 characters, too long to find their parts"),
 ])  # fmt: skip
-def test_bad_sentencepiece_vocabularies_within_a_second(
+def test_bad_scores(
     write_gguf: Callable[..., Path], tmp_path: Path, scores: list[float], message: str
 ) -> None:
+    path = write_gguf(tmp_path / "x.gguf", "llama", ["a", "b"], [NORMAL] * 2, scores=scores)
+    with pytest.raises(ModelLoadError, match=message):
+        Tokenizer.from_gguf(path)
+
+
+@pytest.mark.parametrize(("tokens", "message"), [
+    (["a" * length for length in range(1, 4000)], "pieces of up to 3999 characters, too long to find their parts"),
+    (["a", "b" * 5_000_000], "a token of 5000000 characters"),
+    ([f"<{number}>" for number in range(70_000)], "70000 control and user-defined tokens; the limit is 65536"),
+])  # fmt: skip
+def test_vocabularies_that_would_take_minutes(
+    write_gguf: Callable[..., Path], tmp_path: Path, tokens: list[str], message: str
+) -> None:
+    types = [CONTROL if text.startswith("<") else NORMAL for text in tokens]
+    path = write_gguf(tmp_path / "x.gguf", "llama", tokens, types, scores=[0.0] * len(tokens))
     start = time.process_time()
-    path = write_gguf(tmp_path / "x.gguf", "llama", ["a", "a" * 20_000], [NORMAL] * 2, scores=scores)
     with pytest.raises(ModelLoadError, match=message):
         Tokenizer.from_gguf(path)
     assert time.process_time() - start < 1
+
+
+def test_a_panic_of_the_library_is_a_refusal(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", "gpt2", ["a"], [NORMAL], pre="gpt-2", merges=["a a"])
+    with pytest.raises(ModelLoadError, match="is inconsistent"):
+        Tokenizer.from_gguf(path)
 
 
 def test_other_vocabularies_are_refused_by_name(
