@@ -28,6 +28,7 @@ from cvllm_jax.checkpoints.gguf import GgufFile
 from cvllm_jax.checkpoints.gguf_config import ROPE_TENSORS, config_from_gguf, eos_from_gguf, sampling_from_gguf
 from cvllm_jax.checkpoints.gguf_header import require_gguf
 from cvllm_jax.checkpoints.mxfp4 import Mxfp4Folder, Mxfp4Tensor
+from cvllm_jax.checkpoints.pooling import base_model
 from cvllm_jax.checkpoints.quantized_folder import QuantizedFolder, QuantizedTensor
 from cvllm_jax.checkpoints.quantizing import PackedRows, StoredLayout
 from cvllm_jax.checkpoints.safetensors_file import READABLE
@@ -179,7 +180,7 @@ def _demo_sampling(path: Path) -> dict[str, Any]:
 def _open_folder(folder: Path, *, name: str | None = None, weights: str | None = None) -> Checkpoint:
     config = read_config(folder)
     text = text_config(config)
-    config = config if text is None else text
+    config = base_model(folder, config if text is None else text)
     path = folder / "generation_config.json"
     generation = read_json(path) if os.path.lexists(path) else {}
     eos_token_ids = eos_from_config(config, generation, folder)

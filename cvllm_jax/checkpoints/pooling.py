@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from cvllm_jax.checkpoints.dense import GGUF_DENSE, Dense, read_dense
 from cvllm_jax.checkpoints.folder import read_json, read_json_list
 from cvllm_jax.errors import ModelLoadError
 
-__all__ = ["Pooling", "PoolingMode", "pooling_of_gguf", "read_pooling"]
+if TYPE_CHECKING:
+    from cvllm_jax.checkpoints.checkpoint import TensorInfo
+
+__all__ = ["Pooling", "PoolingMode", "Prompts", "base_model", "pooling_of_gguf", "read_pooling", "read_prompts"]
 
 PoolingMode = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"]
 
@@ -23,6 +28,8 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
 }
 
+# what is below the head of models that embeddings are made with, where the name is not that of the whole less its end
+_BASES = {"Gemma3ForCausalLM": "Gemma3TextModel"}
 _GGUF_MODES: dict[int, PoolingMode] = {1: "mean", 2: "cls", 3: "lasttoken"}
 
 
@@ -32,14 +39,37 @@ class Pooling:
 
     mode: PoolingMode = "mean"
     """What is taken over the tokens of a text, those that begin and end it included."""
+    dense: tuple[Dense, ...] = ()
+    """Layers that the vector goes through after that."""
     normalize: bool = False
-    """Divide the vector by its length."""
+    """Divide the vector by its length at the end."""
     max_tokens: int | None = None
     """The longest text that the model was made for, where that is less than its context."""
     lowercase: bool = False
     """Text is lowercased before it is tokenized, whatever the tokenizer does."""
     matryoshka: tuple[int, ...] = ()
     """Shorter sizes that the vector may be cut to (arXiv 2205.13147)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """What an embedding model wants before texts, for each use of its vectors."""
+
+    by_name: Mapping[str, str]
+    default: str | None = None
+    """The name of the one for texts without another."""
+
+
+def base_model(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a folder, which with a ``modules.json`` is of an embedding model.
+
+    Such folders may still name the class with the head for tokens that the weights were trained with.
+    """
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    if not name.endswith("ForCausalLM") or not (folder / "modules.json").is_file():
+        return config
+    return {**config, "architectures": [_BASES.get(name, f"{name.removesuffix('ForCausalLM')}Model")]}
 
 
 def read_pooling(folder: Path, config: Mapping[str, Any]) -> Pooling:
@@ -57,8 +87,8 @@ def read_pooling(folder: Path, config: Mapping[str, Any]) -> Pooling:
     path = folder / "modules.json"
     if not path.is_file():
         return Pooling(matryoshka=tuple(sizes))
-    _refuse_prompts(folder)
     mode: PoolingMode | None = None
+    dense: list[Dense] = []
     normalize = False
     for module in read_json_list(path):
         match module:
@@ -68,21 +98,25 @@ def read_pooling(folder: Path, config: Mapping[str, Any]) -> Pooling:
                 raise ModelLoadError(f"{path} must list modules, each with a type and the name of a folder")
         if name == "Pooling" and mode is None:
             mode = _mode(folder / place / "config.json")
+        elif name == "Dense" and mode is not None and not normalize and place:
+            dense.append(read_dense(folder, place))
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":
             raise ModelLoadError(
-                f"{path} wants the module {name[:80]!r} after the model; only Pooling and Normalize are supported"
+                f"{path} wants the module {name[:80]!r} at a place where it is not supported; after the model come "
+                "one Pooling, any number of Dense and perhaps Normalize"
             )
     if mode is None:
         raise ModelLoadError(f"{path} names no Pooling, so the model gives a vector for each token and none for a text")
     max_tokens, lowercase = _limits(folder / "sentence_bert_config.json")
     return Pooling(
-        mode=mode, normalize=normalize, max_tokens=max_tokens, lowercase=lowercase, matryoshka=tuple(sizes)
-    )
+        mode=mode, dense=tuple(dense), normalize=normalize, max_tokens=max_tokens, lowercase=lowercase,
+        matryoshka=tuple(sizes),
+    )  # fmt: skip
 
 
-def pooling_of_gguf(config: Mapping[str, Any]) -> Pooling:
+def pooling_of_gguf(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo] = MappingProxyType({})) -> Pooling:
     """What a GGUF file declares; without it, the mean of all tokens.
 
     Whether vectors have the length 1 is not said in such files. They get it, as in llama.cpp's server.
@@ -97,11 +131,36 @@ def pooling_of_gguf(config: Mapping[str, Any]) -> Pooling:
             f"the pooling type {str(kind)[:80]} of a GGUF file is not supported; supported are "
             + ", ".join(f"{number} ({name})" for number, name in _GGUF_MODES.items())
         )
-    return Pooling(mode=mode, normalize=True)
+    shapes = {name: tensors[f"{name}.weight"].shape for name in GGUF_DENSE if f"{name}.weight" in tensors}
+    if wrong := [name for name, shape in shapes.items() if len(shape) != 2]:
+        raise ModelLoadError(f"{wrong[0]} of a GGUF file must be a matrix")
+    dense = tuple(
+        Dense(place=name, inputs=inputs, outputs=outputs, bias=False, activation="identity")
+        for name, (outputs, inputs) in shapes.items()
+    )
+    return Pooling(mode=mode, dense=dense, normalize=True)
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """The prompts of ``config_sentence_transformers.json``.
+
+    Raises:
+      ModelLoadError: they are no texts, or the default is none of them.
+    """
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.is_file() else {}
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise ModelLoadError(f"{path}: prompts must be an object of names and texts, not {str(prompts)[:80]}")
+    if default is not None and default not in prompts:
+        raise ModelLoadError(f"{path}: default_prompt_name is {str(default)[:80]!r}, which is none of its prompts")
+    return Prompts(by_name=prompts, default=default)
 
 
 def _mode(path: Path) -> PoolingMode:
     config = read_json(path)
+    if config.get("include_prompt") not in (None, True):
+        raise ModelLoadError(f"{path} leaves prompts out of the pooling (include_prompt), which is not supported")
     named = config.get("pooling_mode")
     if named is None:
         modes = [mode for flag, mode in _FLAGS.items() if config.get(flag) is True]
@@ -127,8 +186,3 @@ def _limits(path: Path) -> tuple[int | None, bool]:
         raise ModelLoadError(f"{path}: max_seq_length must be a number of tokens, and do_lower_case true or false")
     return most, lower
 
-
-def _refuse_prompts(folder: Path) -> None:
-    path = folder / "config_sentence_transformers.json"
-    if path.is_file() and (name := read_json(path).get("default_prompt_name")) is not None:
-        raise ModelLoadError(f"{path} puts the prompt {str(name)[:80]!r} before every text, which is not supported yet")

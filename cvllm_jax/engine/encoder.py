@@ -1,12 +1,14 @@
 """The embed program: texts of tokens to vectors, without a cache.
 
-    embed(leaves, vector) -> f32 [B, D]       B texts, padded to L tokens each
+    embed(leaves, dense, vector) -> f32 [B, D]       B texts, padded to L tokens each
 
 It is compiled for a few sizes of B and L. One int32 vector holds a batch, so a step is one transfer each way.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +36,20 @@ __all__ = ["EmbedShape", "EncoderRunner", "embed_shapes", "pool"]
 
 #: Lengths that texts are padded to, each half of the next; with one row or many that is ten programs.
 LENGTHS = 5
+#: Models of long texts have more of them, so that a short one is padded to so many tokens at most.
+SHORT = 64
+#: What ends the layers behind the pooling.
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+#: A matrix ``[out, in]`` and perhaps a bias ``[out]`` for each layer behind the pooling.
+type DenseWeights = tuple[tuple[np.ndarray, np.ndarray | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +76,8 @@ def embed_shapes(longest: int, tokens: int, most_rows: int) -> tuple[EmbedShape,
 
     Sorted by length, and of one length the smaller first.
     """
-    lengths = sorted({-(-longest // 2**halvings) for halvings in range(LENGTHS)})
+    count = max(LENGTHS, 1 + math.ceil(math.log2(longest / SHORT)))
+    lengths = sorted({-(-longest // 2**halvings) for halvings in range(count)})
     return tuple(
         EmbedShape(rows, length)
         for length in lengths
@@ -89,12 +106,13 @@ class EncoderRunner:
 
     def __init__(
         self, weights: Weights, pooling: Pooling, shapes: tuple[EmbedShape, ...], mesh: Mesh, *,
-        store: Path | None, model_key: str,
+        store: Path | None, model_key: str, dense: DenseWeights = (),
     ) -> None:  # fmt: skip
         self.shapes = shapes
         self._weights, self._pooling = weights, pooling
         self._leaves = weights.leaves
         self._replicated = NamedSharding(mesh, P())
+        self._dense = jax.device_put(dense, self._replicated)
         self._device = mesh.devices.flat[0]
         self._autotune_cache = None if store is None else store.parent / "autotune"
         platform = f"{self._device.platform} {self._device.device_kind}"
@@ -110,7 +128,7 @@ class EncoderRunner:
         """Vectors of texts that fit one size."""
         shape = self.shape_for(max(map(len, texts)), len(texts))
         vector = jax.device_put(shape.pack(texts), self._replicated)
-        return np.asarray(self._program(shape)(self._leaves, vector))[: len(texts)]
+        return np.asarray(self._program(shape)(self._leaves, self._dense, vector))[: len(texts)]
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load every program and run it once."""
@@ -124,7 +142,7 @@ class EncoderRunner:
 
     def close(self) -> None:
         """Let go of weights and programs."""
-        self._leaves = ()
+        self._leaves = self._dense = ()
         self._weights = self._weights._replace(leaves=())
         self.programs.clear()
         return_freed_memory()
@@ -132,17 +150,20 @@ class EncoderRunner:
     def _program(self, shape: EmbedShape) -> Any:
         def build() -> Any:
             vector = jax.ShapeDtypeStruct((shape.layout().size,), jnp.int32, sharding=self._replicated)
-            return jax.jit(partial(self._embed, shape)).lower(self._leaves, vector)
+            return jax.jit(partial(self._embed, shape)).lower(self._leaves, self._dense, vector)
 
         options = compiler_options(
             self._device, "prefill", enable_cuda_graph=False, autotune_cache=self._autotune_cache
         )
         return self.programs.get(f"embed {shape.rows}x{shape.length}", build, options)
 
-    def _embed(self, shape: EmbedShape, leaves: Any, vector: Int[Array, "S"]) -> Float[Array, "B D"]:
+    def _embed(self, shape: EmbedShape, leaves: Any, dense: Any, vector: Int[Array, "S"]) -> Float[Array, "B D"]:
         fields = shape.layout().unpack(vector)
         model: Encoder = nnx.merge(self._weights.graph, jax.tree.unflatten(self._weights.treedef, leaves))
         vectors = pool(model(fields["tokens"], fields["counts"]), fields["counts"], self._pooling.mode)
+        for layer, (weight, bias) in zip(self._pooling.dense, dense, strict=True):
+            vectors = jnp.einsum("bi,oi->bo", vectors, weight, precision=jax.lax.Precision.HIGHEST)
+            vectors = ACTIVATIONS[layer.activation](vectors if bias is None else vectors + bias)
         if self._pooling.normalize:
             vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
         return vectors

@@ -15,7 +15,7 @@ from cvllm_jax.models.config_reading import FULL, SLIDING, ConfigReader
 from cvllm_jax.models.decoder import Decoder, DecoderConfig, read_sizes
 from cvllm_jax.models.layers import Attention, GatedMlp, RmsNorm, Rope, SandwichBlock
 
-__all__ = ["Gemma3", "Gemma3Config"]
+__all__ = ["Gemma3", "Gemma3Config", "gemma3_blocks"]
 
 _DEFAULTS = {
     "vocab_size": 262_208,
@@ -78,23 +78,31 @@ def _ropes(read: ConfigReader, head_dim: int) -> dict[str, Rope]:
     }
 
 
+def gemma3_blocks(
+    config: Gemma3Config, dtype: jnp.dtype, attention_class: type[Attention] = Attention
+) -> list[SandwichBlock]:
+    """The layers, with attention over the paged cache or inside whole texts."""
+    c = config
+
+    def norm(width: int = c.hidden_size) -> RmsNorm:
+        return RmsNorm(width, eps=c.norm_eps)
+
+    def block(window: int | None) -> SandwichBlock:
+        attention = attention_class(
+            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+            dtype=dtype, bias=c.attention_bias, output_bias=c.attention_bias, window=window,
+            scale=c.attention_scale, q_norm=norm(c.head_dim), k_norm=norm(c.head_dim),
+        )  # fmt: skip
+        mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
+        return SandwichBlock(norm(), attention, norm(), norm(), mlp, norm())
+
+    return [block(window) for window in c.windows]
+
+
 class Gemma3(Decoder):
     def __init__(self, config: Gemma3Config, dtype: jnp.dtype) -> None:
         c = config
-
-        def norm(width: int = c.hidden_size) -> RmsNorm:
-            return RmsNorm(width, eps=c.norm_eps)
-
-        def block(window: int | None) -> SandwichBlock:
-            attention = Attention(
-                c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-                dtype=dtype, bias=c.attention_bias, output_bias=c.attention_bias, window=window,
-                scale=c.attention_scale, q_norm=norm(c.head_dim), k_norm=norm(c.head_dim),
-            )  # fmt: skip
-            mlp = GatedMlp(c.hidden_size, c.intermediate_size, dtype=dtype, activation=c.activation)
-            return SandwichBlock(norm(), attention, norm(), norm(), mlp, norm())
-
         super().__init__(
-            c, [block(window) for window in c.windows], norm(), dtype,
+            c, gemma3_blocks(c, dtype), RmsNorm(c.hidden_size, eps=c.norm_eps), dtype,
             embedding_scale=c.hidden_size**0.5, logit_soft_cap=c.logit_soft_cap,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import jax
@@ -18,6 +18,7 @@ from cvllm_jax.models.deepseek_v32 import DeepseekV32, DeepseekV32Config, GlmMoe
 from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
+from cvllm_jax.models.gemma3_embedding import Gemma3Embedding, Gemma3EmbeddingConfig
 from cvllm_jax.models.glm4 import Glm4, Glm4Config
 from cvllm_jax.models.glm4_moe import Glm4Moe, Glm4MoeConfig
 from cvllm_jax.models.glm4_moe_lite import Glm4MoeLiteConfig
@@ -35,6 +36,7 @@ from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen2_moe import Qwen2Moe, Qwen2MoeConfig
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
+from cvllm_jax.models.qwen3_embedding import Qwen3Embedding, Qwen3EmbeddingConfig
 from cvllm_jax.models.qwen3_moe import Qwen3Moe, Qwen3MoeConfig
 from cvllm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from cvllm_jax.models.stablelm import StableLm, StableLmConfig
@@ -134,6 +136,10 @@ def _causal(name: str, *architectures: str, config: Any, module: Any, model_type
     )
 
 
+def _encoder(name: str, *architectures: str, config: Any, module: Any) -> Family:
+    return replace(_causal(name, *architectures, config=config, module=module), kind="encoder")
+
+
 FAMILIES = (
     _causal("llama", "LlamaForCausalLM", config=LlamaConfig, module=Llama),
     _causal("mistral", "MistralForCausalLM", config=MistralConfig, module=Mistral),
@@ -161,14 +167,9 @@ FAMILIES = (
     _causal("glm4_moe_lite", "Glm4MoeLiteForCausalLM", config=Glm4MoeLiteConfig, module=Deepseek),
     _causal("deepseek_v32", "DeepseekV32ForCausalLM", config=DeepseekV32Config, module=DeepseekV32),
     _causal("glm_moe_dsa", "GlmMoeDsaForCausalLM", config=GlmMoeDsaConfig, module=DeepseekV32),
-    Family(
-        name="bert",
-        architectures=("BertModel",),
-        model_types=("bert",),
-        kind="encoder",
-        config=BertConfig.from_dict,
-        module=Bert,
-    ),
+    _encoder("bert", "BertModel", config=BertConfig, module=Bert),
+    _encoder("qwen3_embedding", "Qwen3Model", config=Qwen3EmbeddingConfig, module=Qwen3Embedding),
+    _encoder("gemma3_embedding", "Gemma3TextModel", config=Gemma3EmbeddingConfig, module=Gemma3Embedding),
 )
 
 

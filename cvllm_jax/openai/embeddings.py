@@ -26,7 +26,7 @@ async def create_embeddings(engine: AnyEngine, request: EmbeddingRequest) -> Emb
     """
     encoder, texts = _prepare(engine, request)
     try:
-        return _response(request, await encoder.embed(texts))
+        return _response(request, await encoder.embed(texts, prompt_name=request.prompt_name))
     except GenerationError as error:
         raise _refusal(error, request) from error
 
@@ -37,7 +37,7 @@ def create_embeddings_sync(
     """:func:`create_embeddings` for callers without an event loop."""
     encoder, texts = _prepare(engine, request)
     try:
-        return _response(request, encoder.embed_sync(texts))
+        return _response(request, encoder.embed_sync(texts, prompt_name=request.prompt_name))
     except GenerationError as error:
         raise _refusal(error, request) from error
 
@@ -52,10 +52,10 @@ def _prepare(
         raise RequestError(
             f"The model '{info.name}' generates text and has no embeddings; use an embedding model.", param="model"
         )
-    allowed = {info.hidden_size, *encoder.pooling.matryoshka}
+    allowed = {encoder.dimensions, *encoder.pooling.matryoshka}
     if request.dimensions is not None and request.dimensions not in allowed:
         if len(allowed) == 1:
-            message = f"This model does not support specifying dimensions; its embeddings have {info.hidden_size}."
+            message = f"This model does not support specifying dimensions; its embeddings have {encoder.dimensions}."
         else:
             sizes = ", ".join(map(str, sorted(allowed)))
             message = f"Invalid 'dimensions': this model's embeddings have one of the sizes {sizes}."
@@ -92,6 +92,8 @@ def _refusal(error: GenerationError, request: EmbeddingRequest) -> GenerationErr
         return error
     if error.param is None:
         return GenerationFailedError(str(error))
+    if error.param == "prompt_name":
+        return RequestError(f"{error}.", param=error.param, code="invalid_value")
     whole = not isinstance(request.input, list) or isinstance(request.input[0], int)
     param = "input" if whole else error.param
     message = str(error).replace(error.param, f"'{param}'", 1)

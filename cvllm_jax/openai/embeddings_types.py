@@ -25,6 +25,8 @@ class EmbeddingRequest(BaseModel):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """Cut vectors to so many numbers, for models that were trained for it."""
     user: str | None = None
+    prompt_name: str | None = None
+    """Which of the model's prompts stands before each text, such as "query" or "document"; an extension."""
 
     @classmethod
     def parse(cls, data: Any) -> Self:

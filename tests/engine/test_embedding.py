@@ -83,7 +83,7 @@ def test_texts_are_refused_and_never_cut(engine, texts, words):
 def test_sizes_are_few_and_hold_the_longest():
     for longest, tokens, rows in ((512, 512, 16), (256, 512, 16), (8192, 512, 16), (7, 1, 1)):
         shapes = embed_shapes(longest, tokens, rows)
-        assert len(shapes) <= 10
+        assert len(shapes) <= (10 if longest <= 512 else 12)
         assert shapes[-1].length == longest
         assert all(shape.rows == 1 or shape.rows * shape.length <= tokens for shape in shapes)
         assert max(shape.rows for shape in shapes) <= rows
@@ -182,7 +182,7 @@ def test_each_engine_takes_its_own_kind(folder, tiny_model_path):
         ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, "exactly one"),
         ("1_Pooling/config.json", {}, "it has none"),
         ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "the prompt 'query'"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "which is none of its prompts"),
     ],
 )
 def test_what_the_files_ask_for_is_done_or_refused(folder, tmp_path, file, content, words):

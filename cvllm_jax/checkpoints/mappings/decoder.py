@@ -6,7 +6,10 @@ from dataclasses import replace
 
 from cvllm_jax.checkpoints.mappings.rules import Interleaved, PerExpert, Rule, Source
 
-__all__ = ["ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "INTERLEAVED_QKV", "NORMS", "QKV", "QK_NORMS", "experts", "modules"]
+__all__ = [
+    "ATTENTION_OUTPUT", "ENDS", "GATED_MLP", "INTERLEAVED_QKV", "NORMS", "QKV", "QK_NORMS", "experts", "modules",
+    "of_base_class",
+]  # fmt: skip
 
 _LAYER = "layers.{i}."
 
@@ -51,6 +54,16 @@ def experts(hf: str, *, gate: str = "gate_proj", up: str = "up_proj", down: str 
         rules += modules(module, (), tuple(PerExpert(f"ffn_{name}.{{e}}") for name in ggml))  # llama.cpp's first form
         rules += modules(module, (), (f"ffn_{target}_exps",))  # its option to fuse them
     return rules
+
+
+def of_base_class(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules, and the same for folders that were written from the class without a head, whose names are shorter."""
+
+    def short(source: Source) -> Source:
+        name = (source if isinstance(source, str) else source.name).removeprefix("model.")
+        return name if isinstance(source, str) else replace(source, name=name)
+
+    return rules + tuple(replace(rule, hf=tuple(map(short, rule.hf)), gguf=()) for rule in rules)
 
 
 ENDS = (

@@ -84,14 +84,10 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
-        N, K, H = self.heads, self.kv_heads, self.head_dim
+        N, H = self.heads, self.head_dim
         T, B = x.shape[0], batch.starts.shape[0]
-        qkv = self.qkv(x).reshape(T, N + 2 * K, H)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k, v = jnp.split(qkv, (N, N + K), axis=1)
-            qkv = jnp.concatenate([self.q_norm(q), self.k_norm(k), v], axis=1)
         q, cache = rotate_and_write(
-            qkv, rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
+            self.heads_of(x), rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
         )
         y = paged_attention(
             q.reshape(B, T // B, N, H), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
@@ -100,3 +96,12 @@ class Attention(nnx.Module):
             k_scales=cache.k_scales, v_scales=cache.v_scales, implementation=batch.kernels.attention,
         )  # fmt: skip
         return self.output(y.reshape(T, N * H)), cache
+
+    def heads_of(self, x: Float[Array, "T D"]) -> Float[Array, "T N+2*K H"]:
+        """Queries, keys and values, to be rotated still."""
+        N, K = self.heads, self.kv_heads
+        qkv = self.qkv(x).reshape(x.shape[0], N + 2 * K, self.head_dim)
+        if self.q_norm is None or self.k_norm is None:
+            return qkv
+        q, k, v = jnp.split(qkv, (N, N + K), axis=1)
+        return jnp.concatenate([self.q_norm(q), self.k_norm(k), v], axis=1)
