@@ -83,7 +83,7 @@ class HeaderReader:
         self._entry_count = self._integer("<Q")
         self._elements_left = _MAX_ELEMENTS
         self._arrays_left = _MAX_COUNT
-        self.data_start = 0
+        self.data_start = self.metadata_end = 0
         left = self._end - self._at
         for count, what, smallest in (
             (self._entry_count, "metadata entries", _MIN_ENTRY_BYTES),
@@ -131,6 +131,7 @@ class HeaderReader:
                 self._fail(f"the metadata key {_short(key)} appears twice")
             kind = self._integer("<I")
             entries[key] = self._value(kind, key, 0)
+        self.metadata_end = self._at
         return entries
 
     def _value(self, kind: int, key: str, depth: int) -> Any:

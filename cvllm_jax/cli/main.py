@@ -10,6 +10,7 @@ import typer
 
 import cvllm_jax
 from cvllm_jax.cli.chat import chat
+from cvllm_jax.cli.convert import convert
 from cvllm_jax.cli.demo import demo
 from cvllm_jax.cli.doctor import doctor
 from cvllm_jax.cli.generate import generate
@@ -27,7 +28,7 @@ _app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, chat, generate, doctor, demo):
+for _command in (serve, chat, generate, convert, doctor, demo):
     _app.command()(_command)
 
 

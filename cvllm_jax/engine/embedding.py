@@ -62,10 +62,10 @@ class EmbeddingEngine(EngineLifetime):
             family = find_family(checkpoint, "encoder")
             model = family.config(checkpoint.config)
             pooling = Pooling()
-            if checkpoint.format == "safetensors":
-                pooling = read_pooling(checkpoint.path, checkpoint.config)
-            elif checkpoint.format == "gguf":
+            if checkpoint.gguf_metadata is not None:
                 pooling = pooling_of_gguf(checkpoint.config)
+            elif checkpoint.format != "dummy":
+                pooling = read_pooling(checkpoint.path, checkpoint.config)
             self.tokenizer = _tokenizer(checkpoint, model.vocab_size)
             longest = _longest(config, min(pooling.max_tokens or model.context_length, model.context_length))
             layouts = weight_layouts(config, checkpoint, dtype, device, family, model)

@@ -18,6 +18,7 @@ from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from cvllm_jax.checkpoints.dummy import open_dummy, random_weights
 from cvllm_jax.checkpoints.loading import OFFSETS, SCALES, load_weights
+from cvllm_jax.checkpoints.prepared import PreparedCheckpoint
 from cvllm_jax.config import Device, EngineConfig
 from cvllm_jax.engine.devices import (
     claim_gpu_memory,
@@ -214,8 +215,10 @@ def place_weights(
             weights = random_weights(structs, shardings, config.progress, bytes_of=bytes_of)
         elif isinstance(checkpoint, ScriptedCheckpoint):
             weights = {name: jax.device_put(checkpoint.weights[name], shardings[name]) for name in names}
+        elif isinstance(checkpoint, PreparedCheckpoint) and (checkpoint.layouts or layouts is None):
+            weights = checkpoint.place(structs, shardings, config.progress)
         else:
-            rules = rules_of(family)
+            rules = checkpoint.rules() if isinstance(checkpoint, PreparedCheckpoint) else rules_of(family)
             weights = load_weights(
                 checkpoint, rules, structs, lambda name, array: jax.device_put(array, shardings[name]),
                 config.progress, bytes_of=bytes_of,

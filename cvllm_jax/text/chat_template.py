@@ -72,8 +72,9 @@ class ChatTemplate:
             ModelLoadError: the files are damaged.
             TokenizationError: the template is no valid one.
         """
-        config = {} if checkpoint.format == "gguf" else _config(checkpoint.path / "tokenizer_config.json")
-        sources = _from_gguf(checkpoint.path) if checkpoint.format == "gguf" else _from_folder(checkpoint.path, config)
+        gguf = checkpoint.gguf_metadata
+        config = _config(checkpoint.path / "tokenizer_config.json") if gguf is None else {}
+        sources = _from_folder(checkpoint.path, config) if gguf is None else _from_gguf(gguf)
         source = sources.get("default", sources.get(TOOL_USE))
         if source is None:
             return None

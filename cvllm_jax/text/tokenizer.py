@@ -149,8 +149,8 @@ class Tokenizer:
         Raises:
             ModelLoadError: it has none, or one that cannot be read.
         """
-        if checkpoint.format == "gguf":
-            return cls.from_gguf(checkpoint.path)
+        if checkpoint.gguf_metadata is not None:
+            return cls.from_gguf(checkpoint.gguf_metadata)
         path = checkpoint.path / "tokenizer.json"
         if path.is_file():
             return cls.from_file(path)
