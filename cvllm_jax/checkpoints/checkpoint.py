@@ -1,4 +1,4 @@
-"""One view of every checkpoint: a GGUF file, a Hugging Face folder or a model of the hub."""
+"""One view of every checkpoint: a GGUF file, a Hugging Face folder, a prepared folder or a model of the hub."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Checkpoint(Closing):
     """File stem, folder name or hub id."""
     path: Path
     """The GGUF file, or the folder."""
-    format: Literal["gguf", "safetensors", "dummy", "scripted"]
+    format: Literal["gguf", "safetensors", "prepared", "dummy", "scripted"]
     config: dict[str, Any]
     """In the keys of a Hugging Face ``config.json``, also where it comes from GGUF metadata."""
     eos_token_ids: tuple[int, ...]
@@ -90,6 +90,11 @@ class Checkpoint(Closing):
             return None
         kinds = Counter(info.dtype for info in self.tensors.values() if info.dtype not in _PLAIN)
         return kinds.most_common(1)[0][0] if kinds else None
+
+    @property
+    def gguf_metadata(self) -> Path | None:
+        """The GGUF file that has the tokenizer and the chat template; None: a folder's files have them."""
+        return self.path if self.format == "gguf" else None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows of a tensor, ``[rows, in]``: as stored, or float32 where the file is quantised.
@@ -112,7 +117,7 @@ class Checkpoint(Closing):
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None, progress: Progress | None = None) -> Checkpoint:
-    """Open a GGUF file, a Hugging Face folder (or a safetensors file in one), or download a hub id.
+    """Open a GGUF file, a folder (or a safetensors file in one), or download a hub id.
 
     What exists as a path is a path; ``org/name`` is looked up on the hub otherwise.
 
@@ -138,7 +143,9 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, progress
         raise ModelLoadError(f"a revision belongs to a hub id, but {source} is a local path")
     try:
         if path.is_dir():
-            return _open_folder(path)
+            from cvllm_jax.checkpoints.prepared import MANIFEST, open_prepared  # which needs this module
+
+            return open_prepared(path) if os.path.lexists(path / MANIFEST) else _open_folder(path)
         if path.suffix == ".safetensors":
             return _open_folder(path.parent, weights=path.name)
         if path.suffix.lower() in PICKLES:

@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
-from cvllm_jax.checkpoints.pooling import Pooling, pooling_of_gguf, read_pooling
+from cvllm_jax.checkpoints.dense import read_dense_weights
+from cvllm_jax.checkpoints.pooling import Pooling, Prompts, pooling_of_gguf, read_pooling, read_prompts
 from cvllm_jax.config import EngineConfig
 from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.embedding_queue import EmbeddingQueue
@@ -61,29 +62,48 @@ class EmbeddingEngine(EngineLifetime):
         with open_model(config) as checkpoint:
             family = find_family(checkpoint, "encoder")
             model = family.config(checkpoint.config)
-            pooling = Pooling()
+            pooling, prompts = Pooling(), Prompts(by_name={})
             if checkpoint.gguf_metadata is not None:
-                pooling = pooling_of_gguf(checkpoint.config)
+                pooling = pooling_of_gguf(checkpoint.config, checkpoint.tensors)
             elif checkpoint.format != "dummy":
-                pooling = read_pooling(checkpoint.path, checkpoint.config)
+                pooling, prompts = read_pooling(checkpoint.path, checkpoint.config), read_prompts(checkpoint.path)
+            dense = read_dense_weights(checkpoint, pooling.dense, model.hidden_size)
             self.tokenizer = _tokenizer(checkpoint, model.vocab_size)
             longest = _longest(config, min(pooling.max_tokens or model.context_length, model.context_length))
             layouts = weight_layouts(config, checkpoint, dtype, device, family, model)
             weights = place_weights(family, model, checkpoint, dtype, mesh, config, layouts)
         self.config = config
         self.pooling = pooling
+        self.prompts = prompts
+        self.dimensions = pooling.dense[-1].outputs if pooling.dense else model.hidden_size
+        """Numbers of a vector."""
         self._info = describe(checkpoint, family, model, dtype, asked, longest, weights.parameters, layouts)
         shapes = embed_shapes(longest, config.prefill_chunk_size, config.max_batch_size)
         store = cache_dir() / "executables" if config.compilation_cache else None
         key = f"{family.name} {jnp.dtype(dtype)} {layouts}\n{model}"
-        self.runner = EncoderRunner(weights, pooling, shapes, mesh, store=store, model_key=key)
+        self.runner = EncoderRunner(weights, pooling, shapes, mesh, store=store, model_key=key, dense=dense)
         if config.warmup:
             self.runner.warm_up(config.progress)
         self._queue = EmbeddingQueue(self.runner, config.max_queue_size)
         self._finalizer = weakref.finalize(self, self._queue.close)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text with the tokens that the model's files put around it."""
+    def tokenize(self, text: str, *, prompt_name: str | None = None) -> list[int]:
+        """Token ids of a text with the tokens that the model's files put around it, and a prompt before it.
+
+        Arguments:
+          prompt_name: one of ``prompts.by_name``; None for their default, which most models do not have.
+
+        Raises:
+          GenerationError: the model has no such prompt.
+        """
+        name = self.prompts.default if prompt_name is None else prompt_name
+        if name is not None:
+            if name not in self.prompts.by_name:
+                known = ", ".join(self.prompts.by_name) or "none"
+                raise GenerationError(
+                    f"prompt_name is {shown(name)}; the prompts of this model are {known}", param="prompt_name"
+                )
+            text = self.prompts.by_name[name] + text
         before, after = self.tokenizer.frame
         return [*before, *self.tokenizer.encode(text.lower() if self.pooling.lowercase else text), *after]
 
@@ -91,20 +111,24 @@ class EmbeddingEngine(EngineLifetime):
         """Text of token ids, without control tokens; what the tokenizer normalised away stays away."""
         return self.tokenizer.decode(tokens)
 
-    async def embed(self, texts: Items[str | Items[int]]) -> EmbeddingOutput:
+    async def embed(self, texts: Items[str | Items[int]], *, prompt_name: str | None = None) -> EmbeddingOutput:
         """One vector a text. Cancelling the task that waits drops the texts that have not begun.
 
+        Arguments:
+          prompt_name: which of the model's prompts stands before each text that is a string; see :meth:`tokenize`.
+
         Raises:
-          GenerationError: a text is empty or longer than ``model_info().max_sequence_length``; texts are never cut.
+          GenerationError: a text is empty or longer than ``model_info().max_sequence_length``, and texts are never
+            cut; or the model has no such prompt.
           QueueFullError: ``max_queue_size`` calls are waiting.
         """
-        tokens = await asyncio.to_thread(self._tokens, texts)
+        tokens = await asyncio.to_thread(self._tokens, texts, prompt_name)
         future = self._queue.submit(tokens)
         return _output(tokens, await asyncio.wrap_future(future))
 
-    def embed_sync(self, texts: Items[str | Items[int]]) -> EmbeddingOutput:
+    def embed_sync(self, texts: Items[str | Items[int]], *, prompt_name: str | None = None) -> EmbeddingOutput:
         """:meth:`embed` for callers without an event loop."""
-        tokens = self._tokens(texts)
+        tokens = self._tokens(texts, prompt_name)
         return _output(tokens, self._queue.submit(tokens).result())
 
     @property
@@ -124,18 +148,21 @@ class EmbeddingEngine(EngineLifetime):
             preemptions=0, steps=queue.steps, compilations=self.runner.programs.compilations,
         )  # fmt: skip
 
-    def _tokens(self, texts: Items[str | Items[int]]) -> list[list[int]]:
+    def _tokens(self, texts: Items[str | Items[int]], prompt_name: str | None) -> list[list[int]]:
         if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
             raise GenerationError(f"texts must be a list, not {shown(texts)}", param="input")
-        tokenized = [self._checked(text, f"input[{index}]") for index, text in enumerate(texts)]
+        tokenized = [self._checked(text, f"input[{index}]", prompt_name) for index, text in enumerate(texts)]
         if not tokenized:
             raise GenerationError("there are no texts to embed", param="input")
         return tokenized
 
-    def _checked(self, text: str | Items[int], name: str) -> list[int]:
+    def _checked(self, text: str | Items[int], name: str, prompt_name: str | None) -> list[int]:
         limit = self._info.max_sequence_length
         try:
-            tokens = self.tokenize(text) if isinstance(text, str) else [operator.index(token) for token in text]
+            if isinstance(text, str):
+                tokens = self.tokenize(text, prompt_name=prompt_name)
+            else:
+                tokens = [operator.index(token) for token in text]
         except TypeError:
             raise GenerationError(f"{name} must be text or token ids, not {shown(text)}", param=name) from None
         if not text:
