@@ -23,8 +23,9 @@ from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint
 from cvllm_jax.checkpoints.loading import stored_layouts
 from cvllm_jax.checkpoints.mappings.rules import Rule
+from cvllm_jax.checkpoints.prepared import PreparedCheckpoint
 from cvllm_jax.checkpoints.quantizing import StoredLayout
-from cvllm_jax.config import EngineConfig
+from cvllm_jax.config import EngineConfig, QuantizationConfig
 from cvllm_jax.engine.kernels import choose_matmul
 from cvllm_jax.errors import ConfigError
 from cvllm_jax.models.layers import WeightLayout
@@ -46,6 +47,9 @@ def weight_layouts(
       ConfigError: it was asked for what the model or the device does not do.
     """
     asked, on_cpu = config.quantization, device.platform == "cpu"
+    if isinstance(checkpoint, PreparedCheckpoint) and checkpoint.layouts:
+        _require_prepared(asked, checkpoint)
+        return _each(checkpoint.layouts, dtype, device, config)
     if asked is not None:
         if asked.method == "none":
             return None
@@ -101,6 +105,19 @@ def _each(
         )  # fmt: skip
         made[stored] = _multiplied(layout, dtype, device, config)
     return {name: made[layout] for name, layout in kept.items()}
+
+
+def _require_prepared(asked: QuantizationConfig | None, checkpoint: PreparedCheckpoint) -> None:
+    """Refuse another quantization than the one that a checkpoint was prepared with."""
+    if asked is None:
+        return
+    wanted = (asked.method, asked.group_size or (32 if asked.method == "int4" else None))
+    if wanted != checkpoint.rounded_to:
+        raise ConfigError(
+            f"{checkpoint.name} was prepared with weights in {checkpoint.method} and cannot be loaded with the "
+            f"quantization {asked.method}: convert its source again",
+            param="quantization",
+        )
 
 
 def _multiplied(layout: WeightLayout, dtype: Any, device: jax.Device, config: EngineConfig) -> WeightLayout:
