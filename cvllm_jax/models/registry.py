@@ -19,6 +19,7 @@ from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.gemma3_embedding import Gemma3Embedding, Gemma3EmbeddingConfig
+from cvllm_jax.models.glm import Glm, GlmConfig
 from cvllm_jax.models.glm4 import Glm4, Glm4Config
 from cvllm_jax.models.glm4_moe import Glm4Moe, Glm4MoeConfig
 from cvllm_jax.models.glm4_moe_lite import Glm4MoeLiteConfig
@@ -162,6 +163,7 @@ FAMILIES = (
     _causal("starcoder2", "Starcoder2ForCausalLM", config=Starcoder2Config, module=Starcoder2),
     _causal("stablelm", "StableLmForCausalLM", config=StableLmConfig, module=StableLm),
     _causal("phi", "PhiForCausalLM", config=PhiConfig, module=Phi),
+    _causal("glm", "GlmForCausalLM", config=GlmConfig, module=Glm),
     _causal("glm4", "Glm4ForCausalLM", config=Glm4Config, module=Glm4),
     _causal("glm4_moe", "Glm4MoeForCausalLM", config=Glm4MoeConfig, module=Glm4Moe),
     _causal("glm4_moe_lite", "Glm4MoeLiteForCausalLM", config=Glm4MoeLiteConfig, module=Deepseek),

@@ -798,6 +798,30 @@ CASES = {
         silent=("num_key_value_heads", "index_skip_topk_offset"),
         gguf=False,
     ),
+    "glm": Case(
+        config={
+            "architectures": ["GlmForCausalLM"],
+            "model_type": "glm",
+            "head_dim": 16,
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 64.0,
+            "attention_bias": True,
+        },
+        silent=("attention_bias",),
+        gguf=False,  # llama.cpp's converter has the names of the first release only
+    ),
+    "glm_options": Case(
+        config={
+            "architectures": ["GlmForCausalLM"],
+            "model_type": "glm",
+            "head_dim": 16,
+            "hidden_act": "relu",
+            "attention_bias": False,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "tie_word_embeddings": True,
+        },
+        gguf=False,
+    ),
 }
 
 
