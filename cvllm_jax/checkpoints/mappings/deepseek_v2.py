@@ -36,7 +36,7 @@ def _derive(config: Mapping[str, Any]) -> Mapping[str, Any]:
 GGUF = GgufArchitecture(
     name="deepseek2",
     architecture="DeepseekV2ForCausalLM",
-    variants=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),  # the latter is read as the former, which it is
+    variants=("DeepseekV3ForCausalLM",),
     experts="n_routed_experts",
     constants={"model_type": "deepseek_v2", "norm_topk_prob": False},
     keys={

@@ -1,4 +1,4 @@
-"""Tensor names of GLM-4.7-Flash: those of DeepSeek V3, and its GGUF files cannot be told from that one's."""
+"""Tensor names of GLM-4.7-Flash: those of DeepSeek V3, as which its GGUF files are read."""
 
 from __future__ import annotations
 
