@@ -39,7 +39,7 @@ class PoolShares:
     Attributes:
       bytes: of a page of each group.
       needs: for each group, the pages that a sequence of so many tokens holds at most.
-      lengths: the lengths of sequences that count, the shortest first and the longest that is accepted last.
+      lengths: those that sequences may have, in even steps of ratio up to the longest that is accepted.
       slots: sequences that can run together.
       most: pages of each group past which more are of no use.
     """
@@ -62,19 +62,19 @@ class PoolShares:
     def divide(self, budget: int, least: int) -> tuple[int, ...]:
         """Pages of each group in ``budget`` bytes, of which a sequence of ``least`` tokens finds enough.
 
-        Sequences of one length fill the groups in one proportion only, and lengths are not known beforehand. The
-        proportion is that of the length for which the number of sequences falls least, at the length where it falls
-        most, below what a division for that length would allow.
+        Sequences of one length fill the groups in one proportion, and lengths are not known beforehand. The division is
+        that for one of the lengths: the one with which the number of sequences that run together comes closest to the
+        most that is possible for their length, on average over all lengths.
         """
         best = {length: self.fitting(self._for(budget, length), length) for length in self.lengths}
 
-        def at_worst(length: int) -> float:
+        def worth(length: int) -> float:
             division = self._for(budget, length)
             if any(map(operator.lt, map(int, division), self.needed(least))):
                 return 0.0
-            return min(self.fitting(division, other) / best[other] for other in self.lengths)
+            return sum(self.fitting(division, other) / best[other] for other in self.lengths)
 
-        division = self._for(budget, max(self.lengths, key=at_worst))
+        division = self._for(budget, max(self.lengths, key=worth))
         pages = [min(int(count), most) for count, most in zip(division, self.most, strict=True)]
         for group, most in enumerate(self.most):  # what one group has no use for
             left = budget - sum(map(operator.mul, self.bytes, pages))

@@ -97,11 +97,15 @@ constrained_requests = st.tuples(
 @settings(max_examples=250, deadline=None)
 @given(
     st.lists(constrained_requests, min_size=1, max_size=7), st.integers(0, 1), st.booleans(), st.integers(11, 24),
-    st.integers(1, 5), st.sampled_from([1, 1, 3]), st.integers(1, 20),
+    st.integers(1, 5), st.sampled_from([1, 1, 3]), st.integers(1, 20), st.booleans(),
 )  # fmt: skip
-def test_constrained_answers_in_every_schedule(wanted, ahead, halves, pages, slots, steps, max_tokens):
+def test_constrained_answers_in_every_schedule(wanted, ahead, halves, pages, slots, steps, max_tokens, windowed):
     """Each gets what its constraint allows, from masks that belong to its text; free neighbours notice nothing."""
-    serving = Serving(pages=pages, page_size=PAGE, slots=slots, ahead=ahead, halves=halves, steps=steps)
+    windows = (None, 9) if windowed else (None,)
+    serving = Serving(
+        pages=[pages, pages // 2][: len(windows)], page_size=PAGE, slots=slots, ahead=ahead, halves=halves,
+        steps=steps, windows=windows,
+    )  # fmt: skip
     added = {}
     step = 0
     while len(added) < len(wanted) or not serving.scheduler.idle:
@@ -118,7 +122,8 @@ def test_constrained_answers_in_every_schedule(wanted, ahead, halves, pages, slo
     assert serving.all_free()
     for index, request in added.items():
         prompt, length, constrained, _, cancelled = wanted[index]
-        whole = ScriptedConstraint(prompt, length).whole() if constrained else alone(prompt, max_tokens)
+        free = alone(prompt, max_tokens, windows=windows)
+        whole = ScriptedConstraint(prompt, length).whole() if constrained else free
         output = serving.output(request)
         if output.finish_reason is FinishReason.Cancelled:
             assert cancelled is not None and output.tokens == whole[: len(output.tokens)]
