@@ -60,6 +60,8 @@ FORMS = {
     ("pythonic", ""): "[",
     ("pythonic", "<|python_start|>"): "<|python_start|>",
     ("qwen3_coder", ""): "Well: <tool_call>",
+    ("glm45", ""): "Well: <tool_call>",
+    ("glm45", "</arg_key><arg_value>"): "Well: <tool_call>",
     ("mistral", ""): "Well: [TOOL_CALLS]",
     ("mistral", "[ARGS]"): "Well: [TOOL_CALLS]",
     ("granite", ""): "Well: <|tool_call|>",
@@ -198,6 +200,7 @@ def test_text_has_no_calls_of_its_own(compiler, tokenizer, form):
         "llama3_json": [("So ", ""), ("<|python_tag|>", ""), ("So [", "]")],
         "pythonic": [],
         "qwen3_coder": [],
+        "glm45": [],
         "mistral": [("[TOOL_CALLS]", ""), ("[TOOL_CALLS] [", "]")],
         "granite": [("<|tool_call|>", ""), ("<tool_call>", "</tool_call>")],
         "phi4_mini": [("functools", ""), ("<|tool_call|>", "<|/tool_call|>")],
@@ -208,6 +211,7 @@ def test_text_has_no_calls_of_its_own(compiler, tokenizer, form):
         assert not takes(grammar, tokenizer, text)
     for text in {
         "pythonic": ["[f(days=0)]", "So <|python_start|>[f(days=0)]", "<|python_tag|>[f()]"],
+        "glm45": ["<tool_call>f</tool_call>", "<tool_call> f <arg_key></tool_call>"],
         "qwen3_coder": ["So <function=f></function>", "<tool_call><function=f></tool_call>"],
         "deepseek_v3": ["So <｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"],
     }.get(name, []):

@@ -27,6 +27,8 @@ TOKENIZERS = ("deepseek_v3", "gemma3", "gptoss", "llama2", "llama3", "llama3_1",
 WITH_TEMPLATES = ("deepseek_v3", "gemma3", "llama3", "llama3_1", "qwen3")
 #: The parsers of calls and of reasoning, for templates of the families that are supported.
 PARSERS = {
+    "GLM-4.6": ("glm45", "think"),
+    "GLM-4.7-Flash": ("glm45", "think"),
     "HuggingFaceTB-SmolLM3-3B": (None, "think"),  # a template that shows the model no tools
     "Mistral-Small-3.2-24B-Instruct-2506": ("mistral", None),
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": ("hermes", None),

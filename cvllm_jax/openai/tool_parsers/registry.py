@@ -7,6 +7,7 @@ from typing import Any
 
 from cvllm_jax.errors import ConfigError
 from cvllm_jax.openai.tool_parsers.deepseek import DeepSeekV3Parser
+from cvllm_jax.openai.tool_parsers.glm45 import Glm45Parser
 from cvllm_jax.openai.tool_parsers.gpt_oss import GptOssParser
 from cvllm_jax.openai.tool_parsers.granite import GraniteParser
 from cvllm_jax.openai.tool_parsers.hermes import HermesParser
@@ -31,6 +32,7 @@ TOOL_PARSERS: Mapping[str, type[ToolParser]] = {
         DeepSeekV3Parser,
         GraniteParser,
         Phi4MiniParser,
+        Glm45Parser,
         GptOssParser,
     )
 }
@@ -44,6 +46,7 @@ _ALIASES = {
     "qwen3_xml": "qwen3_coder",
     "deepseek_v31": "deepseek_v3",
     "phi4_mini_json": "phi4_mini",
+    "glm47": "glm45",
     "openai": "gpt_oss",
     "harmony": "gpt_oss",
 }
@@ -56,7 +59,7 @@ _BY_MARKUP: tuple[tuple[tuple[str, ...], str | None], ...] = (
     (("functools",), "phi4_mini"),
     (("<|tool|>",), "phi4_mini"),
     (("<|tool_call|>",), "granite"),
-    (("<tool_call>", "<arg_key>"), None),  # GLM: a format of its own
+    (("<tool_call>", "<arg_key>"), "glm45"),
     (("<tool_call>",), "hermes"),
     (("tools", "python list"), "pythonic"),
     (("tools", "tool_call.name + '('"), "pythonic"),

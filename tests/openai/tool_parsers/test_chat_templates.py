@@ -24,6 +24,7 @@ FOUND = {
     "template_minicpmv45.jinja": "hermes",
     "tool_chat_template_deepseekv3.jinja": "deepseek_v3",
     "tool_chat_template_gemma3_pythonic.jinja": "pythonic",
+    "tool_chat_template_glm4.jinja": "glm45",
     "tool_chat_template_granite.jinja": "granite",
     "tool_chat_template_hermes.jinja": "hermes",
     "tool_chat_template_llama3.1_json.jinja": "llama3_json",
@@ -35,8 +36,8 @@ FOUND = {
     "tool_chat_template_toolace.jinja": "pythonic",
     "tool_chat_template_xlam_llama.jinja": "llama3_json",
 }
-#: These write calls otherwise than they ask the model to: without quotes, or without the marker.
-NOT_AS_ASKED = {"gemma3_pythonic", "llama3.2_pythonic", "toolace", "phi4_mini"}
+#: These write calls otherwise than they ask the model to: without quotes, without the marker, or not at all.
+NOT_AS_ASKED = {"glm4", "gemma3_pythonic", "llama3.2_pythonic", "toolace", "phi4_mini"}
 ONE_CALL_ONLY = {"llama3.1_json"}
 
 
@@ -80,7 +81,7 @@ def test_what_a_template_writes_is_read_back(name):
     [
         ("{{ '<tool_call>' }}", "hermes"),
         ("{{ '<tool_call><function=' }}<parameter=", "qwen3_coder"),
-        ("<tool_call>{{ name }}<arg_key>", None),
+        ("<tool_call>{{ name }}<arg_key>", "glm45"),
         ("{{ '<|channel|>' }}{{ '<|message|>' }}", "gpt_oss"),
         ("{{ message.content }}", None),
         ("", None),

@@ -107,6 +107,21 @@ def qwen3_coder(content: str, calls: Sequence[Call]) -> str:
     return written
 
 
+def glm45(content: str, calls: Sequence[Call], line: str = "\n") -> str:
+    written = content
+    for name, arguments in calls:
+        written += f"\n<tool_call>{name}{line}"
+        for key, value in arguments.items():
+            value = value if isinstance(value, str) else dump(value)
+            written += f"<arg_key>{key}</arg_key>{line}<arg_value>{value}</arg_value>{line}"
+        written += "</tool_call>"
+    return written
+
+
+def glm47(content: str, calls: Sequence[Call]) -> str:
+    return glm45(content, calls, "")
+
+
 def pythonic(content: str, calls: Sequence[Call]) -> str:
     written = (f"{name}({', '.join(f'{key}={value!r}' for key, value in args.items())})" for name, args in calls)
     return f"[{', '.join(written)}]" if calls else content
@@ -121,7 +136,7 @@ def gpt_oss(content: str, calls: Sequence[Call]) -> str:
 
 
 FORMATS = {
-    write.__name__: Format(parser, write, verbatim=parser not in ("qwen3_coder", "pythonic"))
+    write.__name__: Format(parser, write, verbatim=parser not in ("qwen3_coder", "glm45", "pythonic"))
     for parser, write in (
         ("hermes", hermes),
         ("llama3_json", llama3),
@@ -135,6 +150,8 @@ FORMATS = {
         ("deepseek_v3", deepseek_v3),
         ("deepseek_v3", deepseek_v31),
         ("qwen3_coder", qwen3_coder),
+        ("glm45", glm45),
+        ("glm45", glm47),
         ("pythonic", pythonic),
         ("gpt_oss", gpt_oss),
     )
@@ -142,6 +159,7 @@ FORMATS = {
 
 MARKUP = (
     *("<tool_call>", "</tool_call>", "<function=f>", "<parameter=text>", "</parameter>", "</function>", "functools"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     *("<|python_tag|>", "<|python_start|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call|>", "<|/tool_call|>"),
     *(
         "<｜tool▁calls▁begin｜>",
