@@ -15,6 +15,7 @@ __all__ = ["text_config", "text_tensor"]
 #: Architectures of images and text, each with that of its language model.
 _LANGUAGE_MODELS = {
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
     "Mistral3ForConditionalGeneration": "MistralForCausalLM",
 }
 #: What such folders put before the names of the language model's tensors, and what ours have.
@@ -23,7 +24,9 @@ _PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
-_NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_NOT_TEXT = (
+    "vision_model.", "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
+)  # fmt: skip
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from cvllm_jax.models.granite import Granite, GraniteConfig
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.models.layers.moe import ExpertSizes
 from cvllm_jax.models.llama import Llama, LlamaConfig
+from cvllm_jax.models.llama4 import Llama4, Llama4Config
 from cvllm_jax.models.minimax_m2 import MiniMaxM2, MiniMaxM2Config
 from cvllm_jax.models.mistral import Mistral, MistralConfig
 from cvllm_jax.models.mixtral import Mixtral, MixtralConfig
@@ -143,6 +144,7 @@ def _encoder(name: str, *architectures: str, config: Any, module: Any) -> Family
 
 FAMILIES = (
     _causal("llama", "LlamaForCausalLM", config=LlamaConfig, module=Llama),
+    _causal("llama4", "Llama4ForCausalLM", config=Llama4Config, module=Llama4, model_types=("llama4_text",)),
     _causal("mistral", "MistralForCausalLM", config=MistralConfig, module=Mistral),
     _causal("mixtral", "MixtralForCausalLM", config=MixtralConfig, module=Mixtral),
     _causal("qwen2", "Qwen2ForCausalLM", config=Qwen2Config, module=Qwen2),

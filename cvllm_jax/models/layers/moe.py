@@ -137,13 +137,17 @@ class Experts(nnx.Module):
 
     Gate and up are one matrix, gate first. Rows are sorted by expert, so that only the experts that some token has
     are read and multiplied.
+
+    Arguments:
+      weigh_inputs: whether a token is multiplied with its weight before the expert, instead of the result after it.
     """
 
     def __init__(
-        self, sizes: ExpertSizes, width: int, *, dtype: jnp.dtype, activation: Glu | ClampedSwiglu, bias: bool = False
-    ) -> None:
+        self, sizes: ExpertSizes, width: int, *, dtype: jnp.dtype, activation: Glu | ClampedSwiglu, bias: bool = False,
+        weigh_inputs: bool = False,
+    ) -> None:  # fmt: skip
         E, H = sizes.experts, sizes.hidden
-        self.experts, self.activation = E, activation
+        self.experts, self.activation, self.weigh_inputs = E, activation, weigh_inputs
         self.gate_up = ExpertLinear(E, width, 2 * H, dtype=dtype, spec=P(None, "tp", None), bias=bias)
         self.down = ExpertLinear(E, H, width, dtype=dtype, spec=P(None, None, "tp"), bias=bias)
 
@@ -158,7 +162,11 @@ class Experts(nnx.Module):
         sorted_experts = flat[order]
         sizes = jnp.zeros(self.experts, jnp.int32).at[flat].add(1, mode="drop")
         run = batch.kernels.experts
-        gate, up = jnp.split(self.gate_up(x[order // k], sorted_experts, sizes, run), 2, axis=-1)
+        rows = x[order // k]
+        if self.weigh_inputs:
+            rows = (rows * weights.reshape(-1)[order][:, None]).astype(x.dtype)
+            weights = jnp.ones_like(weights)
+        gate, up = jnp.split(self.gate_up(rows, sorted_experts, sizes, run), 2, axis=-1)
         hidden = self.activation(gate.astype(jnp.float32), up.astype(jnp.float32)).astype(x.dtype)
         y = self.down(hidden, sorted_experts, sizes, run)
         places = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype), unique_indices=True)

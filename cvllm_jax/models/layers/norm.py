@@ -8,7 +8,13 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-__all__ = ["LayerNorm", "RmsNorm"]
+__all__ = ["LayerNorm", "RmsNorm", "rms_normalize"]
+
+
+def rms_normalize(x: Float[Array, "*T D"], eps: float) -> Float[Array, "*T D"]:
+    """Root mean square normalisation without a gain, in and to f32."""
+    y = x.astype(jnp.float32)
+    return y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
 
 
 class RmsNorm(nnx.Module):
@@ -19,9 +25,7 @@ class RmsNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
-        y = x.astype(jnp.float32)
-        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * self.weight[...]).astype(x.dtype)
+        return (rms_normalize(x, self.eps) * self.weight[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
