@@ -21,6 +21,7 @@ _FILES = (
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer.model",
+    "tekken.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -28,6 +29,7 @@ _FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
     # of embedding models
     "modules.json",
     "sentence_bert_config.json",

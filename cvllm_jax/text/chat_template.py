@@ -209,7 +209,8 @@ def _from_gguf(path: Path) -> dict[str, str]:
 
 def _from_folder(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name, from the files where transformers keeps them."""
-    sources = _from_config(config, folder / "tokenizer_config.json")
+    of_images = folder / "chat_template.json"  # folders that read images too may have it there alone
+    sources = _from_config(_config(of_images), of_images) | _from_config(config, folder / "tokenizer_config.json")
     for name, path in (
         ("default", folder / "chat_template.jinja"),
         (TOOL_USE, folder / "additional_chat_templates" / f"{TOOL_USE}.jinja"),
@@ -220,7 +221,7 @@ def _from_folder(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A ``tokenizer_config.json``; empty where there is none."""
+    """A ``tokenizer_config.json`` or ``chat_template.json``; empty where there is none."""
     if not path.is_file():
         return {}
     try:

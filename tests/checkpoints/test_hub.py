@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 def hub(tmp_path):
     config = CONFIG | {"vocab_size": 200_000}
     folder = write_folder(tmp_path / "repository", llama_tensors(config), config)
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("generation_config.json", "tekken.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_text(json.dumps({"transformers_version": name}))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     for name in ("pytorch_model.bin", "tiny.gguf", "README.md", "consolidated.safetensors", "model.onnx"):
@@ -161,8 +161,8 @@ def test_a_model_is_downloaded_once_and_nothing_else_is(hub, tmp_path):
     result, printed = open_model(tmp_path, hub.url)
     assert (result["name"], result["tensors"]) == ("org/tiny", len(llama_tensors()))
     assert sorted(hub.downloads()) == [
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json",
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tekken.json",
+        "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     stages, done, totals = zip(*result["progress"], strict=True)
     assert set(stages) == {"downloading org/tiny"}

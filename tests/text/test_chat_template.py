@@ -174,7 +174,7 @@ class TestErrors:
 
 
 def checkpoint(path: Path, kind: str = "safetensors") -> Any:
-    return SimpleNamespace(path=path, format=kind)
+    return SimpleNamespace(path=path, gguf_metadata=path if kind == "gguf" else None)
 
 
 class TestFromCheckpoint:
@@ -196,6 +196,8 @@ class TestFromCheckpoint:
         assert template.encode(HI)[0] == tokenizer.bos_token_id
 
     def test_a_file_wins_over_the_configuration(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of images"}))
+        assert ChatTemplate.from_checkpoint(checkpoint(tmp_path), tokenizer).render(HI) == "of images"
         config = tmp_path / "tokenizer_config.json"
         config.write_text(json.dumps({"chat_template": "old"}))
         assert ChatTemplate.from_checkpoint(checkpoint(tmp_path), tokenizer).render(HI) == "old"
