@@ -30,7 +30,7 @@ type Progress = Callable[[str, int, int], None]
 
 LoadFormat = Literal["auto", "dummy"]
 KernelSet = Literal["auto", "xla", "hopper"]
-KvCacheDType = Literal["auto", "fp8"]
+KvCacheDType = Literal["auto", "int8", "fp8"]
 QuantizationMethod = Literal["none", "int8", "int4", "fp8"]
 
 
@@ -161,7 +161,8 @@ class EngineConfig:
     kv_cache_memory: int | None = None
     """Bytes for the KV cache. None: chosen from free memory (`doctor` says how much)."""
     kv_cache_dtype: KvCacheDType = "auto"
-    """``"fp8"`` stores keys and values in 8 bits (float8_e4m3fn, a scale a token and head); auto: as ``dtype``."""
+    """``"int8"`` and ``"fp8"`` (float8_e4m3fn) store keys and values in 8 bits, with a scale a token and head; auto: as
+    ``dtype``."""
     dtype: DType = DType.AUTO
     quantization: QuantizationConfig | None = None
     """None: the few bits of the file where it has such; GGUF files on CPUs as int8, which is faster, unless ``dtype``

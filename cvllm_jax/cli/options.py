@@ -79,7 +79,7 @@ class EngineOptions:
     ] = None
     kv_cache_dtype: Annotated[
         str | None,
-        _engine("fp8 stores the KV cache in 8 bits. Default: auto, as --dtype.", metavar="auto|fp8"),
+        _engine("int8 and fp8 store the KV cache in 8 bits. Default: auto, as --dtype.", metavar="auto|int8|fp8"),
     ] = None
     quantization: Annotated[
         str | None,

@@ -133,7 +133,7 @@ def geometry_of(config: EngineConfig, model: ModelConfig, dtype: Any) -> Geometr
         rotary_dim=model.rotary_dim,
         page_size=config.page_size,
         dtype=dtype,
-        cache_dtype=jnp.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype,
+        cache_dtype={"auto": dtype, "int8": jnp.int8, "fp8": jnp.float8_e4m3fn}[config.kv_cache_dtype],
         shares_values=model.shares_values,
         index_dim=model.index_dim,
         experts=None if model.experts is None else ExpertGeometry(model.hidden_size, *model.experts),

@@ -20,7 +20,7 @@ from cvllm_jax.errors import ConfigError
 from cvllm_jax.models.layers import Kernels, WeightLayout
 from pallas_kernels import kv_write, paged_attention, quantized_matmul
 from pallas_kernels.hardware import Choice
-from pallas_kernels.kv_write import KvPages, rotate_and_write
+from pallas_kernels.kv_write import KvPages, has_scales, rotate_and_write
 
 __all__ = ["Geometry", "KernelChoices", "choose_kernels", "choose_matmul", "empty_pages"]
 
@@ -135,7 +135,7 @@ def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Arr
     shape = (num_pages, geometry.kv_heads, geometry.page_size, geometry.head_dim)
     of_values = (*shape[:3], geometry.index_dim) if geometry.shares_values else shape
     k, v = zeros(shape, geometry.cache_dtype), zeros(of_values, geometry.cache_dtype)
-    if geometry.cache_dtype != jnp.float8_e4m3fn:
+    if not has_scales(geometry.cache_dtype):
         return KvPages(k, v)
     return KvPages(k, v, zeros(shape[:3], jnp.float32), zeros(shape[:3], jnp.float32))
 

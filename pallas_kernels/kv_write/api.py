@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
 from pallas_kernels.kv_write import reference
-from pallas_kernels.kv_write.pages import KvPages
+from pallas_kernels.kv_write.pages import LARGEST, KvPages, has_scales
 
 __all__ = ["Implementation", "choose_implementation", "rotate_and_write"]
 
@@ -35,8 +35,8 @@ def rotate_and_write(
       qkv: of each token N query heads, K key heads and K value heads.
       rope: cosine and sine of each token's angles in float32. Of each head the pairs (i, i + R/2) are rotated; the
         dimensions from R on stay (partial rotary embedding).
-      pages: with scales, each head of a token is quantised on its own: its largest value becomes 448 units.
-        Infinities become the largest finite number, and a NaN makes its head NaN.
+      pages: with scales, each head of a token is quantised on its own: its largest value becomes 127 units of
+        int8, or 448 of float8_e4m3fn. Infinities become the largest finite number, and a NaN makes its head NaN.
       page, offset: each token's place. Padding names a page that nobody reads, and no two other tokens one place.
       implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
         :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
@@ -103,11 +103,11 @@ def _check(qkv: Any, rope: tuple[Any, Any], pages: KvPages) -> None:
                 f"cosine and sine of {T} tokens of head dim {H} must have one shape [{T}, 1, R/2] with 0 < R <= {H}, "
                 f"not {list(rope[0].shape)} and {list(rope[1].shape)}"
             )
-    is_fp8 = pages.k.dtype == jnp.float8_e4m3fn
-    if pages.k.dtype.itemsize == 1 and not is_fp8:
-        raise ValueError(f"quantised pages must be float8_e4m3fn, not {pages.k.dtype}")
+    scaled = has_scales(pages.k.dtype)
+    if pages.k.dtype.itemsize == 1 and not scaled:
+        raise ValueError(f"quantised pages must be {' or '.join(map(str, LARGEST))}, not {pages.k.dtype}")
     for scales in (pages.k_scales, pages.v_scales):
-        if (scales is not None) != is_fp8:
-            raise ValueError(f"pages of {pages.k.dtype} {'need' if is_fp8 else 'have no'} scales")
+        if (scales is not None) != scaled:
+            raise ValueError(f"pages of {pages.k.dtype} {'need' if scaled else 'have no'} scales")
         if scales is not None and (scales.shape != pages.k.shape[:3] or scales.dtype != jnp.float32):
             raise ValueError(f"scales must be float32{list(pages.k.shape[:3])}, not {scales.dtype}{list(scales.shape)}")

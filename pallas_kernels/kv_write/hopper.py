@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.kv_write.pages import KvPages
-from pallas_kernels.kv_write.reference import LARGEST, SMALLEST_PEAK
+from pallas_kernels.kv_write.pages import LARGEST, KvPages, has_scales
+from pallas_kernels.kv_write.reference import SMALLEST_PEAK
 
 __all__ = ["check", "rotate_and_write"]
 
@@ -42,8 +42,8 @@ def check(qkv: Any, rope: tuple[Any, Any], pages: KvPages) -> None:
     N = qkv.shape[1] - 2 * K
     if qkv.dtype != jnp.bfloat16:
         raise ValueError(f"the Hopper kernel writes from bfloat16 only, not from {qkv.dtype}")
-    if pages.k.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
-        raise ValueError(f"the Hopper kernel writes pages of bfloat16 and float8_e4m3fn, not of {pages.k.dtype}")
+    if pages.k.dtype != jnp.bfloat16 and not has_scales(pages.k.dtype):
+        raise ValueError(f"the Hopper kernel writes pages of bfloat16, int8 and float8_e4m3fn, not of {pages.k.dtype}")
     if H not in (64, 128, 256):
         raise ValueError(f"the Hopper kernel does head dims 64, 128 and 256, not {H}")
     if R % 32:
@@ -137,11 +137,14 @@ def _write_token(
     def quantize(parts: Sequence[jax.Array], planes: Sequence[Any], scales_smem: Any) -> None:
         peak = reduce(jnp.maximum, (jnp.abs(part).max(axis=1) for part in parts))
         peak = jnp.minimum(jnp.maximum(peak, SMALLEST_PEAK), jnp.finfo(jnp.float32).max)
-        inverse = LARGEST / peak
-        scales_smem[...] = peak * (1 / LARGEST)
+        dtype = planes[0].dtype
+        largest = LARGEST[jnp.dtype(dtype)]
+        inverse = largest / peak
+        scales_smem[...] = peak * (1 / largest)
         for part, plane in zip(parts, planes, strict=True):
             stored = part * lax.broadcast_in_dim(inverse, part.shape, [0])
-            plane[:, 0] = jnp.minimum(jnp.maximum(stored, -LARGEST), LARGEST).astype(plane.dtype)
+            stored = jnp.minimum(jnp.maximum(stored, -largest), largest)
+            plane[:, 0] = (jnp.round(stored) if dtype == jnp.int8 else stored).astype(dtype)
 
     def body(
         q_planes: list[Any], k_planes: list[Any], v_planes: list[Any], q_ready: Any, k_ready: Any, v_ready: Any,

@@ -29,13 +29,13 @@ def rotate_and_write_keys(
     if pages.k_scales is None or pages.v_scales is None:
         v = pages.v if beside is None else _write(pages.v, beside, page, offset)
         return q, KvPages(_write(pages.k, k.astype(q.dtype), page, offset), v)
-    k, k_scale = quantize(k)
+    k, k_scale = quantize(k, pages.k.dtype)
     written = pages._replace(
         k=_write(pages.k, k, page, offset), k_scales=_write(pages.k_scales, k_scale, page, offset)
     )
     if beside is None:
         return q, written
-    v, v_scale = quantize(beside.astype(jnp.float32))
+    v, v_scale = quantize(beside.astype(jnp.float32), pages.v.dtype)
     return q, written._replace(
         v=_write(pages.v, v, page, offset), v_scales=_write(pages.v_scales, v_scale, page, offset)
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from pallas_kernels.kv_write.pages import KvPages
+from pallas_kernels.kv_write.pages import LARGEST, KvPages
 
-__all__ = ["LARGEST", "SMALLEST_PEAK", "quantize", "rotate", "rotate_and_write"]
-
-#: Largest number of float8_e4m3fn.
-LARGEST = 448.0
+__all__ = ["SMALLEST_PEAK", "quantize", "rotate", "rotate_and_write"]
 
 #: Largest absolute value below which a head counts as zero: its scale, and one over its scale, stay normal numbers.
 SMALLEST_PEAK = 2.0**-100
@@ -33,7 +32,7 @@ def rotate_and_write(
     if pages.k_scales is None or pages.v_scales is None:
         k = k.astype(qkv.dtype)
         return q, KvPages(_write(pages.k, k, page, offset), _write(pages.v, v, page, offset))
-    (k, k_scale), (v, v_scale) = quantize(k), quantize(v.astype(jnp.float32))
+    (k, k_scale), (v, v_scale) = (quantize(x.astype(jnp.float32), pages.k.dtype) for x in (k, v))
     return q, KvPages(
         _write(pages.k, k, page, offset),
         _write(pages.v, v, page, offset),
@@ -52,14 +51,18 @@ def rotate(
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
 
 
-def quantize(x: Float[Array, "T K H"]) -> tuple[Float[Array, "T K H"], Float[Array, "T K"]]:
-    """As float8_e4m3fn in units of a scale for each token and head: the largest value becomes 448.
+def quantize(x: Float[Array, "T K H"], dtype: Any) -> tuple[Shaped[Array, "T K H"], Float[Array, "T K"]]:
+    """As int8 or float8_e4m3fn in units of a scale for each token and head: the largest value becomes 127 or 448.
 
-    Infinities become the largest finite number, and a NaN makes its head NaN, as it makes every logit of the head.
+    Infinities become the largest finite number, and a NaN makes its head NaN, as it makes every logit of the head:
+    by the scale, since int8 has no NaN.
     """
+    largest = LARGEST[jnp.dtype(dtype)]
     peak = jnp.clip(jnp.abs(x).max(-1), SMALLEST_PEAK, jnp.finfo(jnp.float32).max)
-    stored = jnp.clip(x * (LARGEST / peak)[..., None], -LARGEST, LARGEST)
-    return stored.astype(jnp.float8_e4m3fn), peak * (1 / LARGEST)
+    stored = jnp.clip(x * (largest / peak)[..., None], -largest, largest)
+    if jnp.dtype(dtype) == jnp.int8:
+        stored = jnp.round(stored)
+    return stored.astype(dtype), peak * (1 / largest)
 
 
 def _write(
@@ -70,7 +73,7 @@ def _write(
 ) -> Float[Array, "P K S *H"]:
     """Token t goes to ``pages[page[t], :, offset[t]]``."""
     new = new.astype(pages.dtype)
-    if pages.dtype.itemsize > 1:
+    if pages.dtype.itemsize > 1 or pages.dtype == jnp.int8:
         return _scatter(pages, new, page, offset)
     # before a scatter of one-byte floats XLA's CPU backend converts all of the pages to a wider type, and back after it
     return lax.platform_dependent(pages, new, page, offset, cpu=_one_by_one, default=_scatter)

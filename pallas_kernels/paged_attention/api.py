@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
+from pallas_kernels.kv_write.pages import LARGEST, has_scales
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.config import HopperConfig
 
@@ -42,7 +43,7 @@ def paged_attention(
 
     Arguments:
       q: queries, rotated; rows past ``counts[b]`` are ignored.
-      k_pages, v_pages: the cache of one layer, in a floating type of 16 or 32 bits or in float8_e4m3fn.
+      k_pages, v_pages: the cache of one layer, in a floating type of 16 or 32 bits, in int8 or in float8_e4m3fn.
       tables: page numbers of each block's sequence, in order; entries past its length are never attended to.
       starts: position of each block's first query.
       counts: valid queries of each block; 0 marks an unused block.
@@ -50,7 +51,7 @@ def paged_attention(
       window: attend to this many latest positions only, the query's own included.
       soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)`` (Gemma 2, arXiv 2408.00118).
       sinks: a logit for each head that takes part in the softmax and has no value (attention sinks).
-      k_scales, v_scales: float32; what to multiply each token's keys and values by. With a float8_e4m3fn cache only.
+      k_scales, v_scales: float32; what to multiply each token's keys and values by. For int8 and float8_e4m3fn only.
       implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
         :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
       config: block sizes of the Hopper kernels; None takes the defaults.
@@ -92,13 +93,14 @@ def paged_attention(
 
 def _check_scales(k_pages: Any, v_pages: Any, k_scales: Any, v_scales: Any) -> None:
     for name, pages, scales in (("k", k_pages, k_scales), ("v", v_pages, v_scales)):
-        quantized = pages.dtype == jnp.float8_e4m3fn
-        if quantized and scales is None:
-            raise ValueError(f"{name}_pages of float8_e4m3fn need {name}_scales")
+        scaled = has_scales(pages.dtype)
+        if scaled and scales is None:
+            raise ValueError(f"{name}_pages of {pages.dtype} need {name}_scales")
         if scales is None:
             continue
-        if not quantized:
-            raise ValueError(f"{name}_scales go with {name}_pages of float8_e4m3fn, not of {pages.dtype}")
+        if not scaled:
+            types = " or ".join(map(str, LARGEST))
+            raise ValueError(f"{name}_scales go with {name}_pages of {types}, not of {pages.dtype}")
         if scales.shape != pages.shape[:3] or scales.dtype != jnp.float32:
             expected = f"float32 of shape {tuple(pages.shape[:3])}"
             raise ValueError(f"{name}_scales must be {expected}, not {scales.dtype} of shape {tuple(scales.shape)}")

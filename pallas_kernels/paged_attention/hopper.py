@@ -2,9 +2,10 @@
 
 Keys and values arrive by TMA, a copy a page, in rings of stages; the softmax runs in float32.
 
-A float8 cache is widened to bfloat16, exactly, from one buffer of shared memory to another. Multiplying it as it is
-stored is not open to us: wgmma on 8-bit types takes operands that are contiguous along the summed dimension, which
-values are not, and would want queries and weights in float8 too. The scales multiply logits and weights, in float32.
+A cache of int8 or float8 is widened to bfloat16, exactly, from one buffer of shared memory to another. Multiplying it
+as it is stored is not open to us: wgmma on 8-bit types takes operands that are contiguous along the summed dimension,
+which values are not, and would want queries and weights in 8 bits too. The scales multiply logits and weights, in
+float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.kv_write.pages import LARGEST
 from pallas_kernels.paged_attention.config import HopperConfig
 from pallas_kernels.paged_attention.reference import MASKED
 
@@ -70,8 +72,8 @@ def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None
         raise ValueError(f"queries of head dim {H} cannot attend to keys of head dim {k_pages.shape[3]}")
     if q.dtype != jnp.bfloat16:
         raise ValueError(f"the Hopper kernels do queries of bfloat16, not {q.dtype}")
-    if k_pages.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
-        raise ValueError(f"the Hopper kernels do caches of bfloat16 and float8_e4m3fn, not {k_pages.dtype}")
+    if k_pages.dtype not in (jnp.bfloat16, *LARGEST):
+        raise ValueError(f"the Hopper kernels do caches of bfloat16, int8 and float8_e4m3fn, not {k_pages.dtype}")
     if H not in (64, 128, 256):
         raise ValueError(f"the Hopper kernels do head dims 64, 128 and 256, not {H}")
     if N % K or N // K > 16:
@@ -87,7 +89,7 @@ def check(q: Any, k_pages: Any, v_pages: Any, config: HopperConfig | None = None
     if config.stages is None and most:
         # Decoding: while one thread block computes, the other's stages are on their way, so two should fit, with two
         # stages each. In bfloat16 that is so for head dim 64 (16 KB + 16 KB a stage) and 128 (24 KB + 32 KB a stage,
-        # 88 of 107 KB); 256 (40 KB + 64 KB a stage) is left to one thread block. In float8, where widening takes
+        # 88 of 107 KB); 256 (40 KB + 64 KB a stage) is left to one thread block. In 8 bits, where widening takes
         # as much as a bfloat16 stage, it is so for 64 (32 + 8.5 KB) and 128 (56 + 16.5 KB).
         # Prefill: one thread block fills a multiprocessor.
         shared = (MULTIPROCESSOR // 2 - RESERVED - fixed) // stage if decoding else most
@@ -108,7 +110,7 @@ def _shared_memory(decoding: bool, quantized: bool, tokens: int, head_dim: int) 
 
 
 class Ring(NamedTuple):
-    """Stages of keys or of values in shared memory, the scales of a float8 cache, and their barriers."""
+    """Stages of keys or of values in shared memory, the scales of a cache in 8 bits, and their barriers."""
 
     pages: Any
     scales: Any
@@ -141,9 +143,9 @@ def fetch(
 
 
 def widen(stored: Any, wide: Any) -> Any:
-    """Write a float8 stage to a bfloat16 one, which comes back.
+    """Write a stage of 8 bits to a bfloat16 one, which comes back; in a layout that reads 4 bytes at once.
 
-    Through float32, because the hardware of SM90 widens float8 to float16 only; in a layout that reads 4 bytes at once.
+    float8 goes through float32, because the hardware of SM90 widens it to float16 only.
     """
     T, H = stored.shape
     width = min(H, 128)
@@ -151,7 +153,7 @@ def widen(stored: Any, wide: Any) -> Any:
         for column in range(0, H, width):
             part = (pl.ds(row, ROWS), pl.ds(column, width))
             values = plgpu.load(stored.at[part], layout=plgpu.Layout.WGMMA_UPCAST_2X)
-            wide[part] = values.astype(jnp.float32).astype(wide.dtype)
+            wide[part] = (values if stored.dtype == jnp.int8 else values.astype(jnp.float32)).astype(wide.dtype)
     return wide
 
 

@@ -126,7 +126,7 @@ def plan(
 
 
 class _Memory(NamedTuple):
-    """Shared memory. A float8 cache is widened to two buffers beside the stages."""
+    """Shared memory. A cache in 8 bits is widened to two buffers beside the stages."""
 
     queries: Any
     weights: Any

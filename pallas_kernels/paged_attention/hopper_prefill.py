@@ -94,7 +94,7 @@ class _Span(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """Shared memory; of keys and values there is a pair. A float8 cache comes to ``stored`` first."""
+    """Shared memory; of keys and values there is a pair. A cache in 8 bits comes to ``stored`` first."""
 
     queries: Any
     weights: Any
@@ -266,7 +266,7 @@ def _bring_stages(tables_ref: Any, pools: Any, _: Any, memory: _Memory, span: _S
 
 
 def _bring_widened(tables_ref: Any, pools: Any, scales: Any, memory: _Memory, span: _Span, tiles: Tiles) -> None:
-    """Copy a float8 cache to buffers of its own, and widen it from there to the stages."""
+    """Copy a cache in 8 bits to buffers of its own, and widen it from there to the stages."""
     rings = tuple(zip(memory.stored or (), memory.stages, strict=True))
     pages_of = partial(_pages, tables_ref, span, pools[0].shape[2], tiles)
 

@@ -1,6 +1,6 @@
 """A small bf16 model served with XLA and with the Hopper kernels in Mosaic's interpreter: prints what each says.
 
-``python engine_in_interpreter.py FOLDER auto|fp8``; the second argument is the type of the KV cache.
+``python engine_in_interpreter.py FOLDER auto|int8|fp8``; the second argument is the type of the KV cache.
 """
 
 import json

@@ -31,8 +31,9 @@ def test_a_cpu_and_an_older_gpu_run_xla():
 
 def test_a_hopper_gpu_runs_the_kernels_for_shapes_that_they_do():
     assert choose_kernels(LLAMA_8B, HOPPER, trial=False).kernels == Kernels("hopper", "hopper")
-    fp8 = Geometry(heads=32, kv_heads=8, head_dim=128, page_size=64, dtype=jnp.bfloat16, cache_dtype=jnp.float8_e4m3fn)
-    assert choose_kernels(fp8, HOPPER, trial=False).kernels == Kernels("hopper", "hopper")
+    for cache in (jnp.int8, jnp.float8_e4m3fn):
+        bytes_ = Geometry(heads=32, kv_heads=8, head_dim=128, page_size=64, dtype=jnp.bfloat16, cache_dtype=cache)
+        assert choose_kernels(bytes_, HOPPER, trial=False).kernels == Kernels("hopper", "hopper")
     odd = Geometry(heads=32, kv_heads=8, head_dim=80, page_size=16, dtype=jnp.bfloat16, cache_dtype=jnp.bfloat16)
     choices = choose_kernels(odd, HOPPER, trial=False)
     assert choices.kernels == Kernels("xla", "xla") and "head dims 64, 128 and 256, not 80" in choices.attention.reason
@@ -76,7 +77,7 @@ def test_a_kernel_that_computes_something_else_fails_its_trial(hopper_cpu, monke
         assert f"differs from the XLA form by {difference} in relative norm" in choices.attention.reason
 
 
-@pytest.mark.parametrize("cache", ["auto", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "fp8"))])
 def test_an_engine_says_the_same_with_the_kernels(tmp_path, cache):
     """Trials, prefill and decoding of a small bf16 model in Mosaic's interpreter; tokens where the margin is clear."""
     environment = os.environ | {

@@ -47,7 +47,10 @@ def test_tokens_are_those_of_the_cpu(shape, exact, kernels, cuda_graph):
     assert tokens[:end] == answer[:end]
 
 
-@pytest.mark.parametrize("settings", [{}, {"decode_steps": 4}, {"kv_cache_dtype": "fp8"}], ids=str)
+EIGHT_BITS = [{"kv_cache_dtype": "int8"}, {"kv_cache_dtype": "fp8"}]
+
+
+@pytest.mark.parametrize("settings", [{}, {"decode_steps": 4}, *EIGHT_BITS], ids=str)
 def test_a_neighbour_changes_no_token(shape, settings):
     """Each request alone, then all at once: prompts in chunks beside decoding, as served."""
     with open_engine(shape, **settings) as engine:

@@ -27,7 +27,7 @@ def test_small_cases(case):
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 100}, {"soft_cap": 5.0}, {"sinks": True}], ids=str)
-@pytest.mark.parametrize("cache", ["bf16", "fp8"])
+@pytest.mark.parametrize("cache", ["bf16", "int8", "fp8"])
 @pytest.mark.parametrize("queries", [1, 128])
 @pytest.mark.parametrize(("head_dim", "group", "page_size"), [(64, 1, 16), (128, 4, 16), (128, 16, 64), (256, 2, 64)])
 def test_attention(head_dim, group, page_size, queries, cache, options):
@@ -49,13 +49,17 @@ def test_attention(head_dim, group, page_size, queries, cache, options):
         if end % page_size:
             k[tables[row, pages[row] - 1], :, end % page_size :] = np.nan
             v[tables[row, pages[row] - 1], :, end % page_size :] = np.nan
-    dtype = jnp.float8_e4m3fn if cache == "fp8" else jnp.bfloat16
+    dtype = {"bf16": jnp.bfloat16, "int8": jnp.int8, "fp8": jnp.float8_e4m3fn}[cache]
     options = {"scale": head_dim**-0.5, **options}
     if options.pop("sinks", False):
         options["sinks"] = jnp.asarray(rng.standard_normal(kv_heads * group), jnp.float32)
-    if cache == "fp8":
+    unit = 1.0
+    if cache == "int8":
+        unit = 1 / 30
+        k, v = (np.nan_to_num((x / unit).round(), nan=77) for x in (k, v))
+    if cache != "bf16":
         for name in ("k_scales", "v_scales"):
-            options[name] = jnp.asarray(rng.uniform(0.5, 2, shape[:3]), jnp.float32)
+            options[name] = jnp.asarray(rng.uniform(0.5, 2, shape[:3]) * unit, jnp.float32)
     q = jnp.asarray(rng.standard_normal((len(ends), queries, kv_heads * group, head_dim)), jnp.bfloat16)
     arrays = (jnp.asarray(k, dtype), jnp.asarray(v, dtype), tables, ends - counts, counts)
     arrays = (q, *arrays[:2], *(jnp.asarray(array, jnp.int32) for array in arrays[2:]))

@@ -24,6 +24,8 @@ from pallas_kernels.paged_attention.hopper_prefill import prefill
 # the interpreter's arithmetic warns of the NaN that it meets in unused places
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
+INT8, FP8 = jnp.int8, jnp.float8_e4m3fn
+
 NO_PAGE = 10**6
 
 #: Few pieces: the interpreter takes its time for unused ones too.
@@ -51,7 +53,7 @@ def pool(ends, firsts, *, kv_heads, head_dim, page_size, rng):
 
 def check(
     starts, counts, *, queries, head_dim, page_size, group, kv_heads=1, window=None, soft_cap=None, sinks=False,
-    quantized=False, config=SMALL,
+    stored=jnp.bfloat16, config=SMALL,
 ):  # fmt: skip
     """The kernel against the reference in float32, in the interpreter with its race detector."""
     options = f"{starts} {counts} {head_dim} {page_size} {group} {kv_heads} {window} {soft_cap} {sinks} {config}"
@@ -63,12 +65,15 @@ def check(
     for row, count in enumerate(counts):
         q[row, count:] = np.nan  # padding
     scales = {}
-    if quantized:
+    if stored != jnp.bfloat16:
         for name, pages in (("k_scales", k), ("v_scales", v)):
             scales[name] = jnp.asarray(np.where(np.isnan(pages).any(-1), np.nan, rng.uniform(0.1, 2, pages.shape[:3])),
                                        jnp.float32)  # fmt: skip
     q = jnp.asarray(q, jnp.bfloat16)
-    k, v = (jnp.asarray(x, jnp.float8_e4m3fn if quantized else jnp.bfloat16) for x in (k, v))
+    if stored == jnp.int8:
+        k, v = (np.nan_to_num((x * 30).round(), nan=77) for x in (k, v))
+        scales = {name: scale / 30 for name, scale in scales.items()}
+    k, v = (jnp.asarray(x, stored) for x in (k, v))
     starts, counts = (jnp.asarray(x, jnp.int32) for x in (starts, counts))
     # one head in four has no sink
     numbers = np.where(np.arange(kv_heads * group) % 4 == 3, -np.inf, rng.standard_normal(kv_heads * group))
@@ -103,8 +108,9 @@ def check_decode(lengths=None, *, page_size, **shape):
         {"head_dim": 64, "page_size": 16, "group": 1, "kv_heads": 2},
         {"head_dim": 128, "page_size": 16, "group": 4, "kv_heads": 2, "window": 20, "soft_cap": 5.0, "sinks": True},
         {"head_dim": 256, "page_size": 64, "group": 9, "window": 100},
-        {"head_dim": 64, "page_size": 64, "group": 3, "window": 1, "quantized": True},
-        {"head_dim": 128, "page_size": 16, "group": 16, "soft_cap": 5.0, "sinks": True, "quantized": True},
+        {"head_dim": 64, "page_size": 64, "group": 3, "window": 1, "stored": FP8},
+        {"head_dim": 128, "page_size": 16, "group": 16, "soft_cap": 5.0, "sinks": True, "stored": FP8},
+        {"head_dim": 128, "page_size": 32, "group": 4, "window": 40, "stored": INT8},
     ],
     ids=str,
 )
@@ -117,7 +123,8 @@ def test_decoding_equals_the_reference(case):
     [
         {"head_dim": 64, "page_size": 16, "group": 1, "config": HopperConfig(block_kv=64, stages=2)},
         {"head_dim": 128, "page_size": 64, "group": 2, "window": 40, "soft_cap": 5.0, "sinks": True},
-        {"head_dim": 128, "page_size": 32, "group": 3, "window": 90, "quantized": True, "config": ONE_STAGE},
+        {"head_dim": 128, "page_size": 32, "group": 3, "window": 90, "stored": FP8, "config": ONE_STAGE},
+        {"head_dim": 64, "page_size": 16, "group": 1, "stored": INT8, "config": ONE_STAGE},
     ],
     ids=str,
 )
@@ -131,17 +138,17 @@ def test_prefill_of_odd_blocks():
     check([100, 3], [20, 1], queries=20, kv_heads=2, head_dim=64, page_size=16, group=3)
 
 
-def abstract(head_dim, page_size, group, *, batch=8, kv_heads=4, queries=1, dtype=jnp.bfloat16, quantized=False):
+def abstract(head_dim, page_size, group, *, batch=8, kv_heads=4, queries=1, dtype=jnp.bfloat16, stored=None):
     """Shapes and types of the arguments, without scales."""
     shape, ints = jax.ShapeDtypeStruct, jax.ShapeDtypeStruct((batch,), jnp.int32)
     q = shape((batch, queries, kv_heads * group, head_dim), dtype)
-    pages = shape((100, kv_heads, page_size, head_dim), jnp.float8_e4m3fn if quantized else dtype)
+    pages = shape((100, kv_heads, page_size, head_dim), stored or dtype)
     return q, pages, pages, shape((batch, 40), jnp.int32), ints, ints
 
 
 def grid(decoding):
     """Every head dim, page size and type of cache, twice; all else comes up equally often, in an order of its own."""
-    shapes = list(itertools.product((64, 128, 256), (16, 32, 64), (False, True))) * 2
+    shapes = list(itertools.product((64, 128, 256), (16, 32, 64), (jnp.bfloat16, INT8, FP8))) * 2
     rng = np.random.default_rng(0)
 
     def drawn(*values):
@@ -153,9 +160,9 @@ def grid(decoding):
         shapes, drawn(*options), groups, kv_heads, blocks, drawn(1, 2, 3), drawn(1, 64, 256), strict=True
     )  # fmt: skip
     cases = []
-    for (head_dim, page_size, quantized), option, group, kv_heads, block_kv, stages, min_tokens in columns:
-        shape = {"head_dim": head_dim, "page_size": page_size, "quantized": quantized, "group": group}
-        q, k, v, *_ = abstract(head_dim, page_size, group, queries=1 if decoding else 128, quantized=quantized)
+    for (head_dim, page_size, stored), option, group, kv_heads, block_kv, stages, min_tokens in columns:
+        shape = {"head_dim": head_dim, "page_size": page_size, "stored": stored, "group": group}
+        q, k, v, *_ = abstract(head_dim, page_size, group, queries=1 if decoding else 128, stored=stored)
         config = HopperConfig(block_kv=block_kv, stages=stages, thread_blocks=4, min_tokens=min_tokens)
         if not fits(q, k, v, config):
             config = HopperConfig(block_kv=64, stages=1, thread_blocks=4, min_tokens=min_tokens)
@@ -231,7 +238,7 @@ def test_pieces_cover_each_page_once(lengths, window):
 
 def lower(arrays, **options):
     pages, scales = arrays[1], {}
-    if pages.dtype == jnp.float8_e4m3fn:
+    if pages.dtype in (INT8, FP8):
         scales = {name: jax.ShapeDtypeStruct(pages.shape[:3], jnp.float32) for name in ("k_scales", "v_scales")}
 
     def attend(*arrays, **scales):
@@ -240,24 +247,24 @@ def lower(arrays, **options):
     return jax.jit(attend).trace(*arrays, **scales).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("stored", [None, INT8, FP8])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_every_head_dim_lowers_for_cuda(head_dim, quantized):
+def test_every_head_dim_lowers_for_cuda(head_dim, stored):
     """What runs when no config is given."""
     everything = {"window": 100, "soft_cap": 30.0, "sinks": jnp.zeros(64)}
     for queries in (1, 128):
-        arrays = abstract(head_dim, 16, 16, queries=queries, quantized=quantized)
+        arrays = abstract(head_dim, 16, 16, queries=queries, stored=stored)
         assert "mosaic_gpu" in lower(arrays, implementation="hopper", **everything)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("stored", [None, INT8, FP8])
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_every_variant_lowers_for_cuda(head_dim, page_size, quantized):
+def test_every_variant_lowers_for_cuda(head_dim, page_size, stored):
     groups = itertools.cycle((1, 8, 9, 16))
     for queries, block_kv, window, soft_cap in itertools.product((1, 128), (64, 128), (None, 100), (None, 30.0)):
-        arrays = abstract(head_dim, page_size, next(groups), queries=queries, quantized=quantized)
+        arrays = abstract(head_dim, page_size, next(groups), queries=queries, stored=stored)
         config = HopperConfig(block_kv=block_kv, stages=1)
         if not fits(*arrays[:3], config):
             assert block_kv == 128 and head_dim == 256
@@ -288,10 +295,10 @@ def test_what_the_kernel_cannot_do_is_refused_by_name(arrays, config, message):
     [
         ({"head_dim": 64}, 64, 4),
         ({"head_dim": 128}, 64, 2),
-        ({"head_dim": 128, "quantized": True}, 64, 3),
+        ({"head_dim": 128, "stored": FP8}, 64, 3),
         ({"head_dim": 128, "queries": 128}, 128, 2),
-        ({"head_dim": 128, "queries": 128, "quantized": True}, 64, 3),
-        ({"head_dim": 256, "queries": 128, "quantized": True}, 64, 1),
+        ({"head_dim": 128, "queries": 128, "stored": FP8}, 64, 3),
+        ({"head_dim": 256, "queries": 128, "stored": FP8}, 64, 1),
     ],
     ids=str,
 )
@@ -324,7 +331,7 @@ def test_a_cpu_takes_xla():
         ("10.0", abstract(64, 16, 4), "xla", "compute capability 10.0"),
         ("9.0", abstract(96, 16, 4), "xla", "not 96"),
         ("9.0", abstract(64, 16, 4, queries=128), "hopper", "compute capability 9.0"),
-        ("9.0", abstract(64, 16, 4, quantized=True), "hopper", "compute capability 9.0"),
+        ("9.0", abstract(64, 16, 4, stored=INT8), "hopper", "compute capability 9.0"),
     ],
 )
 def test_only_hopper_gpus_take_the_kernel(monkeypatch, capability, arrays, implementation, reason):
@@ -338,7 +345,7 @@ def test_only_hopper_gpus_take_the_kernel(monkeypatch, capability, arrays, imple
 def test_what_is_chosen_is_what_is_compiled(monkeypatch, capability, taken):
     gpu = SimpleNamespace(platform="gpu", compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda backend=None: [gpu])
-    assert ("mosaic_gpu" in lower(abstract(64, 64, 4, quantized=True))) == taken
+    assert ("mosaic_gpu" in lower(abstract(64, 64, 4, stored=INT8))) == taken
 
 
 def test_a_program_for_the_cpu_takes_xla_beside_a_hopper_gpu(monkeypatch):

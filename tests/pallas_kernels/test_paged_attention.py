@@ -50,14 +50,14 @@ class Pool:
                 self.v[page, :, : part.stop - part.start] = self.values[row][:, part]
             self.tables[row, -(-length // page_size) :] = rng.integers(0, pages)  # never attended to
 
-    def quantize(self):
-        """Rescale each token by a factor of its own and round it to float8: the pages' arrays and their scales."""
-        float8 = np.dtype(jnp.float8_e4m3fn)
+    def quantize(self, dtype):
+        """Rescale each token by a factor of its own and round it to 8 bits: the pages' arrays and their scales."""
         stored, scales = [], []
         for pages, contents in ((self.k, self.keys), (self.v, self.values)):
             top = np.abs(pages).max(-1)
-            scale = (top / np.float32(200)).astype(np.float32)  # NaN where the pages are
-            rounded = (pages / scale[..., None]).astype(float8)
+            scale = (top / np.float32(100)).astype(np.float32)  # NaN where the pages are
+            rounded = pages / scale[..., None]
+            rounded = (np.nan_to_num(rounded.round(), nan=77) if dtype == jnp.int8 else rounded).astype(dtype)
             for row, content in enumerate(contents):
                 page_size, length = pages.shape[2], content.shape[1]
                 for index in range(-(-length // page_size)):
@@ -75,15 +75,15 @@ def attend(q, k, v, tables, starts, counts, *, scale, window, soft_cap=None, **o
 
 
 def check(
-    pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float32, tolerance=2e-5, quantized=False, **options
+    pool, starts, counts, *, queries, heads, window=None, dtype=jnp.float32, tolerance=2e-5, stored=None, **options
 ):  # fmt: skip
     head_dim = pool.k.shape[3]
     q = np.random.default_rng(1).standard_normal((len(starts), queries, heads, head_dim)).astype(np.float32)
     for row, count in enumerate(counts):
         q[row, count:] = np.nan  # rows of padding
     scale = head_dim**-0.5
-    if quantized:
-        k, v, k_scales, v_scales = (jnp.asarray(array) for array in pool.quantize())
+    if stored is not None:
+        k, v, k_scales, v_scales = (jnp.asarray(array) for array in pool.quantize(np.dtype(stored)))
         arrays = {"k_scales": k_scales, "v_scales": v_scales}
     else:
         k, v, arrays = jnp.asarray(pool.k, dtype), jnp.asarray(pool.v, dtype), {}
@@ -164,22 +164,24 @@ def test_bfloat16():
     check(pool, [90, 20], [10, 10], queries=16, heads=4, dtype=jnp.bfloat16, tolerance=0.04)
 
 
+@pytest.mark.parametrize("stored", [jnp.int8, jnp.float8_e4m3fn])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.04)])
-def test_float8_cache(dtype, tolerance):
+def test_cache_in_8_bits(dtype, tolerance, stored):
     """A scale a token and kv head; NaN in unused places of pages and of scales."""
     options = {"heads": 4, "window": 30, "soft_cap": 5.0, "sinks": np.array([-5.0, 0.0, 2.0, 4.0], np.float32)}
     for queries in (1, 16):
         pool = Pool([130, 0, 20, 16], kv_heads=2, head_dim=16, page_size=16, width=10)
         starts, counts = [130 - queries, 0, 20 - queries, 16 - queries], [queries, 0, queries, queries]
-        check(pool, starts, counts, queries=queries, dtype=dtype, tolerance=tolerance, quantized=True, heads=4)
-        check(pool, starts, counts, queries=queries, dtype=dtype, tolerance=tolerance, quantized=True, **options)
+        check(pool, starts, counts, queries=queries, dtype=dtype, tolerance=tolerance, stored=stored, heads=4)
+        check(pool, starts, counts, queries=queries, dtype=dtype, tolerance=tolerance, stored=stored, **options)
 
 
 @pytest.mark.parametrize(
     ("dtype", "scales", "message"),
     [
         (jnp.float8_e4m3fn, None, "k_pages of float8_e4m3fn need k_scales"),
-        (jnp.float32, jnp.ones((9, 2, 16)), "k_scales go with k_pages of float8_e4m3fn, not of float32"),
+        (jnp.int8, None, "k_pages of int8 need k_scales"),
+        (jnp.float32, jnp.ones((9, 2, 16)), "k_scales go with k_pages of int8 or float8_e4m3fn, not of float32"),
         (jnp.float8_e4m3fn, jnp.ones((9, 2, 8)), r"must be float32 of shape \(9, 2, 16\), not float32 .* \(9, 2, 8\)"),
         (jnp.float8_e4m3fn, jnp.ones((9, 2, 16), jnp.bfloat16), "must be float32 of shape .*, not bfloat16"),
     ],

@@ -10,7 +10,7 @@ from scripted import RULES, write_script
 from cvllm_jax.models.layers import BlockBatch
 from cvllm_jax.testing import SCRIPTED, open_scripted
 from cvllm_jax.testing.vocabulary import MAX_LINES, line_token
-from pallas_kernels.kv_write import KvPages
+from pallas_kernels.kv_write import KvPages, has_scales
 
 PAGE, PAGES = 16, 2049  # the whole context, and page 0 for padding
 LETTER = ord("x")
@@ -29,7 +29,7 @@ class Model:
         for name, value in script.weights.items():
             getattr(self.module, name).set_value(jnp.asarray(value))
         shape = (PAGES, 1, PAGE, 64)
-        scales = [jnp.ones(shape[:3]), jnp.ones(shape[:3])] if cache_dtype == jnp.float8_e4m3fn else []
+        scales = [jnp.ones(shape[:3]), jnp.ones(shape[:3])] if has_scales(cache_dtype) else []
         # zeros are what letters leave there
         self.cache = (KvPages(jnp.zeros(shape, cache_dtype), jnp.zeros(shape, cache_dtype), *scales),)
         graph, self.state = nnx.split(self.module)
@@ -49,7 +49,7 @@ class Model:
 
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"),
-    [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.bfloat16), (jnp.bfloat16, jnp.float8_e4m3fn)],
+    [(jnp.float32, jnp.float32), *((jnp.bfloat16, cache) for cache in (jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn))],
 )
 def test_the_last_line_named_is_found_at_every_distance(script, dtype, cache_dtype):
     model = Model(script, dtype, cache_dtype)
