@@ -42,18 +42,16 @@ class Paging:
         Arguments:
           steps: how many tokens it decodes, if it does.
         """
-        stops = (self._stop(pool, sequence, steps) for pool in self.pools)
-        return [
-            max(0, -(-stop // self._page_size) - table.end)
-            for stop, table in zip(stops, sequence.tables, strict=True)
-        ]
-
-    def _stop(self, pool: PageAllocator, sequence: Sequence, steps: int) -> int:
-        """The position up to which a sequence needs pages in its next step."""
-        if sequence.prefilled:
-            return sequence.computed + steps
+        size, tables = self._page_size, sequence.tables
+        if sequence.prefilled:  # what every sequence asks in every step
+            end = -(-(sequence.computed + steps) // size)
+            return [max(0, end - table.end) for table in tables]
         known = len(sequence.tokens)
-        return known if pool.window is None or self._step is None else min(known, sequence.computed + self._step)
+        soon = known if self._step is None else min(known, sequence.computed + self._step)
+        return [
+            max(0, -(-(known if pool.window is None else soon) // size) - table.end)
+            for pool, table in zip(self.pools, tables, strict=True)
+        ]
 
     def fits(self, counts: Items[int]) -> bool:
         """Whether so many pages of each group can be had at once."""
@@ -62,9 +60,10 @@ class Paging:
     def grow(self, sequence: Sequence, steps: int = 0) -> bool:
         """Give a sequence what it lacks for its next step; False, and nothing changed, if a group has too few pages."""
         missing = self.missing(sequence, steps)
-        if not self.fits(missing):
-            return False
-        self._extend(sequence, missing)
+        if any(missing):
+            if not self.fits(missing):
+                return False
+            self._extend(sequence, missing)
         return True
 
     def reach(self, sequence: Sequence, tokens: int) -> int:
@@ -116,16 +115,20 @@ class Paging:
 
     def _wants(self, group: int, sequence: Sequence) -> int:
         """Pages that a sequence will hold for its known tokens at some time and does not hold yet."""
+        if sequence.prefilled:
+            return 0
         pool, table = self.pools[group], sequence.tables[group]
         length, size = len(sequence.tokens), self._page_size
         most = most_pages(length, pool.window, size, self._step)
         return max(0, min(most - len(table.pages), -(-length // size) - table.end))
 
-    def leave(self, sequence: Sequence) -> None:
-        """Give up the pages that a window has left, once the prefix cache knows them."""
-        for pool, table in zip(self.pools, sequence.tables, strict=True):
+    def leave(self, running: Items[Sequence]) -> None:
+        """Give up the pages that windows have left, once the prefix cache knows them."""
+        for group, pool in enumerate(self.pools):
             if pool.window is not None:
-                pool.release(table.leave(min(pool.first_page(sequence.computed), sequence.registered)))
+                for sequence in running:
+                    left = min(pool.first_page(sequence.computed), sequence.registered)
+                    pool.release(sequence.tables[group].leave(left))
 
     def register(self, sequence: Sequence) -> None:
         """Offer full pages to the prefix cache: those whose tokens are known and whose keys are on their way."""

@@ -90,8 +90,7 @@ class Scheduler:
             when it is, before the tokens of this plan are chosen.
         """
         preempted = self.preemptions
-        for sequence in self.running:
-            self.paging.leave(sequence)
+        self.paging.leave(self.running)
         steps = self._steps_in_one_go()
         decoding, decode = self._plan_decode(steps, masks_follow)
         admissions: list[Admission] = []

@@ -377,6 +377,18 @@ def test_a_long_prompt_needs_no_more_than_a_window_and_a_step():
         assert serving.output(request).tokens == alone(prompt, 3, ends=(), windows=(None, 2 * PAGE))
 
 
+def test_sequences_that_decode_leave_the_pages_of_a_prompt_to_the_next():
+    """Behind a window of two pages a prompt in steps of eight needs up to 17 pages, an answer four."""
+    sizes = {"slots": 4, "block": 8 * PAGE, "budget": 8 * PAGE}
+    serving = Serving(pages=[200, 34], **sizes, windows=(None, 2 * PAGE), caching=False)
+    for n in range(4):
+        serving.add([1 + n] * 16 * PAGE, 60, ignore_eos=True)
+    most = 0
+    while serving.step():
+        most = max(most, len(serving.scheduler.running))
+    assert most == 4 and serving.scheduler.preemptions == 0
+
+
 def test_a_prefix_hit_needs_the_whole_prefix_in_one_group_and_its_last_window_in_the_other():
     windows, text = (None, 2 * PAGE), [1 + i % 3 for i in range(8 * PAGE)]
     serving = Serving(pages=[20, 12], slots=1, block=PAGE, budget=PAGE, windows=windows)
