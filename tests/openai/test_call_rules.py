@@ -62,6 +62,7 @@ FORMS = {
     ("qwen3_coder", ""): "Well: <tool_call>",
     ("glm45", ""): "Well: <tool_call>",
     ("glm45", "</arg_key><arg_value>"): "Well: <tool_call>",
+    ("minimax_m2", ""): "Well: <minimax:tool_call>",
     ("mistral", ""): "Well: [TOOL_CALLS]",
     ("mistral", "[ARGS]"): "Well: [TOOL_CALLS]",
     ("granite", ""): "Well: <|tool_call|>",
@@ -201,6 +202,7 @@ def test_text_has_no_calls_of_its_own(compiler, tokenizer, form):
         "pythonic": [],
         "qwen3_coder": [],
         "glm45": [],
+        "minimax_m2": [],
         "mistral": [("[TOOL_CALLS]", ""), ("[TOOL_CALLS] [", "]")],
         "granite": [("<|tool_call|>", ""), ("<tool_call>", "</tool_call>")],
         "phi4_mini": [("functools", ""), ("<|tool_call|>", "<|/tool_call|>")],
@@ -212,6 +214,7 @@ def test_text_has_no_calls_of_its_own(compiler, tokenizer, form):
     for text in {
         "pythonic": ["[f(days=0)]", "So <|python_start|>[f(days=0)]", "<|python_tag|>[f()]"],
         "glm45": ["<tool_call>f</tool_call>", "<tool_call> f <arg_key></tool_call>"],
+        "minimax_m2": ['<minimax:tool_call><invoke name="f"></invoke></minimax:tool_call>'],
         "qwen3_coder": ["So <function=f></function>", "<tool_call><function=f></tool_call>"],
         "deepseek_v3": ["So <｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"],
     }.get(name, []):

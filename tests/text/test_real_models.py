@@ -27,6 +27,7 @@ TOKENIZERS = ("deepseek_v3", "gemma3", "gptoss", "llama2", "llama3", "llama3_1",
 WITH_TEMPLATES = ("deepseek_v3", "gemma3", "llama3", "llama3_1", "qwen3")
 #: The parsers of calls and of reasoning, for templates of the families that are supported.
 PARSERS = {
+    "MiniMax-M2": ("minimax_m2", "think"),
     "GLM-4.6": ("glm45", "think"),
     "GLM-4.7-Flash": ("glm45", "think"),
     "HuggingFaceTB-SmolLM3-3B": (None, "think"),  # a template that shows the model no tools

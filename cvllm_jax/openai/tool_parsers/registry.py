@@ -12,6 +12,7 @@ from cvllm_jax.openai.tool_parsers.gpt_oss import GptOssParser
 from cvllm_jax.openai.tool_parsers.granite import GraniteParser
 from cvllm_jax.openai.tool_parsers.hermes import HermesParser
 from cvllm_jax.openai.tool_parsers.llama3 import Llama3JsonParser
+from cvllm_jax.openai.tool_parsers.minimax_m2 import MinimaxM2Parser
 from cvllm_jax.openai.tool_parsers.mistral import MistralParser
 from cvllm_jax.openai.tool_parsers.parser import ToolParser
 from cvllm_jax.openai.tool_parsers.phi4_mini import Phi4MiniParser
@@ -33,6 +34,7 @@ TOOL_PARSERS: Mapping[str, type[ToolParser]] = {
         GraniteParser,
         Phi4MiniParser,
         Glm45Parser,
+        MinimaxM2Parser,
         GptOssParser,
     )
 }
@@ -59,6 +61,7 @@ _BY_MARKUP: tuple[tuple[tuple[str, ...], str | None], ...] = (
     (("functools",), "phi4_mini"),
     (("<|tool|>",), "phi4_mini"),
     (("<|tool_call|>",), "granite"),
+    (("<minimax:tool_call>", "<invoke name="), "minimax_m2"),
     (("<tool_call>", "<arg_key>"), "glm45"),
     (("<tool_call>",), "hermes"),
     (("tools", "python list"), "pythonic"),

@@ -122,6 +122,19 @@ def glm47(content: str, calls: Sequence[Call]) -> str:
     return glm45(content, calls, "")
 
 
+def minimax_m2(content: str, calls: Sequence[Call]) -> str:
+    if not calls:
+        return content
+    written = f"{content}\n<minimax:tool_call>\n"
+    for name, arguments in calls:
+        written += f'<invoke name="{name}">\n'
+        for key, value in arguments.items():
+            value = value if isinstance(value, str) else dump(value)
+            written += f'<parameter name="{key}">{value}</parameter>\n'
+        written += "</invoke>\n"
+    return written + "</minimax:tool_call>"
+
+
 def pythonic(content: str, calls: Sequence[Call]) -> str:
     written = (f"{name}({', '.join(f'{key}={value!r}' for key, value in args.items())})" for name, args in calls)
     return f"[{', '.join(written)}]" if calls else content
@@ -136,7 +149,7 @@ def gpt_oss(content: str, calls: Sequence[Call]) -> str:
 
 
 FORMATS = {
-    write.__name__: Format(parser, write, verbatim=parser not in ("qwen3_coder", "glm45", "pythonic"))
+    write.__name__: Format(parser, write, verbatim=parser not in ("qwen3_coder", "glm45", "minimax_m2", "pythonic"))
     for parser, write in (
         ("hermes", hermes),
         ("llama3_json", llama3),
@@ -152,6 +165,7 @@ FORMATS = {
         ("qwen3_coder", qwen3_coder),
         ("glm45", glm45),
         ("glm45", glm47),
+        ("minimax_m2", minimax_m2),
         ("pythonic", pythonic),
         ("gpt_oss", gpt_oss),
     )
@@ -159,7 +173,8 @@ FORMATS = {
 
 MARKUP = (
     *("<tool_call>", "</tool_call>", "<function=f>", "<parameter=text>", "</parameter>", "</function>", "functools"),
-    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<minimax:tool_call>", "</minimax:tool_call>"),
+    *('<invoke name="f">', "</invoke>", '<parameter name="text">'),
     *("<|python_tag|>", "<|python_start|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call|>", "<|/tool_call|>"),
     *(
         "<｜tool▁calls▁begin｜>",
