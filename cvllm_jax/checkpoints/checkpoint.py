@@ -15,10 +15,10 @@ import numpy as np
 
 from cvllm_jax.checkpoints.demo import DEMO_MODEL_NAME, DEMO_SAMPLING, find_demo_model
 from cvllm_jax.checkpoints.folder import (
-    GET_SAFETENSORS,
     PICKLES,
     QUANTIZED,
     FolderWeights,
+    convert_pickles,
     eos_from_config,
     read_config,
     read_json,
@@ -149,7 +149,9 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, progress
         if path.suffix == ".safetensors":
             return _open_folder(path.parent, weights=path.name)
         if path.suffix.lower() in PICKLES:
-            raise ModelLoadError(f"{path} is a pickle file, which can run code when opened: {GET_SAFETENSORS}")
+            raise ModelLoadError(
+                f"{path} is a pickle file, which can run code when it is opened: {convert_pickles(path.parent)}"
+            )
         return _open_gguf(path)
     except OSError as error:
         raise ModelLoadError(f"cannot read {path}: {error.strerror}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ __all__ = [
     "PICKLES",
     "QUANTIZED",
     "FolderWeights",
+    "convert_pickles",
     "eos_from_config",
     "read_config",
     "read_json",
@@ -122,11 +125,25 @@ def _why_no_weights(folder: Path) -> str:
     if pickles := [name for name in names if name.endswith(PICKLES)]:
         return (
             f"{folder} has its weights only as pickle files ({_list(pickles)}), which can run code when they "
-            f"are opened: {GET_SAFETENSORS}"
+            f"are opened: {convert_pickles(folder)}"
         )
     if ggufs := [name for name in names if name.endswith(".gguf")]:
         return f"{folder} has GGUF files: give the path of one of them ({_list(ggufs)})"
     return f"{folder} has neither {_SINGLE} nor {_INDEX}"
+
+
+def convert_pickles(folder: Path) -> str:
+    """What to type for safetensors beside the pickle files of a folder."""
+    path = folder / "config.json"
+    names = read_json(path).get("architectures") if path.is_file() else None
+    name = names[0] if isinstance(names, list) and names else None
+    known = isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,99}", name)
+    place = json.dumps(str(folder))
+    code = (
+        f"from transformers import {name if known else 'AutoModelForCausalLM'} as Model; "
+        f"Model.from_pretrained({place}).save_pretrained({place})"
+    )
+    return f"if you trust them, write safetensors with transformers and torch: python -c {shlex.quote(code)}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -25,3 +25,4 @@ def show_models() -> None:
     for architectures, names_of, by in rows:
         print(f"{architectures:<{widths[0]}}  {names_of:<{widths[1]}}  {by}")
     print(f"\nsafetensors: {', '.join(READABLE)}\nGGUF: every type that the gguf package dequantises")
+    print("prepared: folders that cvllm-jax convert has written, held to the engine they were made of and to Orbax")

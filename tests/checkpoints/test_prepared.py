@@ -33,6 +33,7 @@ from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.embedding import EmbeddingEngine
 from cvllm_jax.engine.loading import open_model, place_weights
 from cvllm_jax.engine.weight_layouts import target_name, weight_layouts
+from cvllm_jax.models.layers import WeightLayout
 from cvllm_jax.models.registry import family_for
 from cvllm_jax.text import ChatTemplate, Tokenizer
 
@@ -321,3 +322,27 @@ def test_a_model_that_the_arrays_do_not_fit(copy):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3, "intermediate_size": 32}))
     message = refusal(copy)
     assert "missing (layers.2." in message and "misshapen (layers.0-1.mlp.down" in message
+
+
+@pytest.mark.parametrize("method", ["int4", "fp8"])
+def test_gpus_have_the_types_that_cpus_have_in_bytes(method, source, tmp_path, monkeypatch):
+    """The layouts of a GPU, on the CPU: the files are the same, and load as either."""
+    layout = WeightLayout(method=method, group_size=32, offsets=method == "int4")
+
+    def of_a_gpu(config, checkpoint, *others):
+        if checkpoint.format != "prepared":
+            return layout
+        return {
+            name: WeightLayout(method=kept.method, group_size=kept.group_size, offsets=kept.offsets)
+            for name, kept in checkpoint.layouts.items()
+        }
+
+    made = convert(config(source, f"{method}:32"), tmp_path / "cpu").path
+    with monkeypatch.context() as patch:
+        patch.setattr("cvllm_jax.engine.converting.weight_layouts", of_a_gpu)
+        other = convert(config(source), tmp_path / "gpu").path
+        patch.setitem(globals(), "weight_layouts", of_a_gpu)
+        theirs = weights_of(config(source))
+        assert theirs["layers.0.mlp.down"].dtype == {"int4": jnp.int4, "fp8": jnp.float8_e4m3fn}[method]
+        require_same(weights_of(config(made)), theirs)
+    require_same(weights_of(config(other)), weights_of(config(made)))
