@@ -161,6 +161,9 @@ def open_prepared(folder: Path) -> PreparedCheckpoint:
     rounded_to, method = _quantization(manifest.get("quantization"), layouts, path)
     config, path = read_config(folder), folder / "generation_config.json"
     generation = read_json(path) if os.path.lexists(path) else {}
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(infos):
+        raise ModelLoadError(f"{folder} announces {shown(layers)} layers but has only {len(infos)} tensors")
     status = os.stat(folder / MANIFEST)
     return PreparedCheckpoint(
         name=folder.resolve().name,

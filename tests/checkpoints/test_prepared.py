@@ -321,6 +321,8 @@ def test_a_model_that_the_arrays_do_not_fit(copy):
     path = copy / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3, "intermediate_size": 32}))
     message = refusal(copy)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**9}))
+    assert "announces 1000000000 layers but has only 23 tensors" in refusal(copy)
     assert "missing (layers.2." in message and "misshapen (layers.0-1.mlp.down" in message
 
 
