@@ -15,6 +15,7 @@ __all__ = ["text_config", "text_tensor"]
 #: Architectures of images and text, each with that of its language model.
 _LANGUAGE_MODELS = {
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Gemma4ForConditionalGeneration": "Gemma4ForCausalLM",
     "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
     "Mistral3ForConditionalGeneration": "MistralForCausalLM",
 }
@@ -26,6 +27,7 @@ _PREFIXES = (
 )
 _NOT_TEXT = (
     "vision_model.", "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
+    "model.audio_tower.", "model.embed_vision.", "model.embed_audio.",
 )  # fmt: skip
 
 

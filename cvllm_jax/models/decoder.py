@@ -86,15 +86,18 @@ def read_sizes(
     }
 
 
-def read_experts(read: ConfigReader, count: str, hidden: str = "moe_intermediate_size") -> ExpertSizes:
+def read_experts(
+    read: ConfigReader, count: str, hidden: str = "moe_intermediate_size", chosen: str = "num_experts_per_tok"
+) -> ExpertSizes:
     """The sizes of a mixture of experts.
 
     Arguments:
-      count, hidden: what the family calls the number of experts, and the channels between an expert's two products.
+      count, hidden, chosen: what the family calls the number of experts, the channels between an expert's two products
+        and the experts of a token.
     """
-    sizes = ExpertSizes(read.positive(count, most=4096), read.positive(hidden), read.positive("num_experts_per_tok"))
+    sizes = ExpertSizes(read.positive(count, most=4096), read.positive(hidden), read.positive(chosen))
     if sizes.chosen > sizes.experts:
-        read.refuse(f"num_experts_per_tok is {sizes.chosen}, of {sizes.experts} experts")
+        read.refuse(f"{chosen} is {sizes.chosen}, of {sizes.experts} experts")
     return sizes
 
 

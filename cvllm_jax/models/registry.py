@@ -19,6 +19,7 @@ from cvllm_jax.models.gemma import Gemma, GemmaConfig
 from cvllm_jax.models.gemma2 import Gemma2, Gemma2Config
 from cvllm_jax.models.gemma3 import Gemma3, Gemma3Config
 from cvllm_jax.models.gemma3_embedding import Gemma3Embedding, Gemma3EmbeddingConfig
+from cvllm_jax.models.gemma4 import Gemma4, Gemma4Config
 from cvllm_jax.models.glm import Glm, GlmConfig
 from cvllm_jax.models.glm4 import Glm4, Glm4Config
 from cvllm_jax.models.glm4_moe import Glm4Moe, Glm4MoeConfig
@@ -171,6 +172,7 @@ FAMILIES = (
     _causal("glm4_moe_lite", "Glm4MoeLiteForCausalLM", config=Glm4MoeLiteConfig, module=Deepseek),
     _causal("deepseek_v32", "DeepseekV32ForCausalLM", config=DeepseekV32Config, module=DeepseekV32),
     _causal("glm_moe_dsa", "GlmMoeDsaForCausalLM", config=GlmMoeDsaConfig, module=DeepseekV32),
+    _causal("gemma4", "Gemma4ForCausalLM", config=Gemma4Config, module=Gemma4, model_types=("gemma4_text",)),
     _encoder("bert", "BertModel", config=BertConfig, module=Bert),
     _encoder("qwen3_embedding", "Qwen3Model", config=Qwen3EmbeddingConfig, module=Qwen3Embedding),
     _encoder("gemma3_embedding", "Gemma3TextModel", config=Gemma3EmbeddingConfig, module=Gemma3Embedding),

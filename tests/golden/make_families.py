@@ -871,6 +871,53 @@ CASES = {
         silent=("floor_scale",),
         gguf=False,
     ),
+    "gemma4": Case(
+        config={
+            "architectures": ["Gemma4ForCausalLM"],
+            "model_type": "gemma4_text",
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 96,
+            "final_logit_softcapping": 4.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 256.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 64.0},
+            },
+            "tie_word_embeddings": True,
+        },
+        silent=("tie_word_embeddings",),
+        gguf=False,
+    ),
+    "gemma4_options": Case(
+        config={
+            "architectures": ["Gemma4ForCausalLM"],
+            "model_type": "gemma4_text",
+            "num_hidden_layers": 6,
+            "hidden_size": 16,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "hidden_activation": "silu",
+            "sliding_window": 12,
+            "attention_bias": True,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "use_bidirectional_attention": "vision",
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 12,
+            "tie_word_embeddings": False,
+        },
+        silent=("use_bidirectional_attention", "tie_word_embeddings"),
+        gguf=False,
+    ),
 }
 
 
@@ -899,6 +946,8 @@ def draw_weights(shapes: dict[str, torch.Size], seed: int, gains_less_one: bool)
             weights[name] = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         elif name.endswith("_scales"):
             weights[name] = torch.randint(122, 126, shape, generator=generator, dtype=torch.uint8)
+        elif name.endswith(("layer_scalar", "expert_scale", "router.scale")):
+            weights[name] = 1 + noise / 4
         elif "norm" in name:
             last = name in ("model.norm.weight", "model.final_layernorm.weight")
             weights[name] = noise / 4 + (1 if last else 0) + (0 if gains_less_one else 1)

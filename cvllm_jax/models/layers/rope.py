@@ -64,6 +64,8 @@ class Rope:
             raise ModelLoadError(f"rope_scaling of type {kind!r:.80} is not supported; supported are {known}")
         if head_dim > _MAX_HEAD_DIM:
             raise ModelLoadError(f"head_dim must be at most {_MAX_HEAD_DIM} to be rotated, not {head_dim}")
+        if kind == "proportional":
+            return _proportional(options, theta, head_dim)
         head_dim = _rotated(options, config, head_dim, partial)
         base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         try:
@@ -125,6 +127,19 @@ def _factors(options: Mapping[str, Any], key: str, count: int) -> np.ndarray:
 
 def _tuple(frequencies: np.ndarray) -> tuple[float, ...]:
     return tuple(frequencies.tolist())
+
+
+def _proportional(options: Mapping[str, Any], theta: float, head_dim: int) -> Rope:
+    """Gemma 4's: the frequencies of whole heads, of which only the first are in use, and the other dimensions stay."""
+    share, factor = options.get("partial_rotary_factor", 1.0), options.get("factor", 1.0)
+    if not _is_positive(share) or share > 1 or not _is_positive(factor):
+        raise ModelLoadError(
+            "rope_scaling of type 'proportional' needs a partial_rotary_factor up to 1 and a factor above 0, "
+            f"not {share!r:.80} and {factor!r:.80}"
+        )
+    used = int(share * head_dim // 2)
+    frequencies = theta ** -(np.arange(0, 2 * used, 2, dtype=np.float64) / head_dim) / factor
+    return Rope((*_tuple(frequencies), *(0.0,) * (head_dim // 2 - used)))
 
 
 def _llama3(base: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
