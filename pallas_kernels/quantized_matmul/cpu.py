@@ -5,7 +5,8 @@ XLA:CPU converts a weight in full before a product, through memory, so nothing h
 Int8, one scale a row: the weight is used as it is stored. Activations become the sum of two int8 numbers, a coarse one
 and what it leaves over, side by side as rows of one product: 15 bits, where 8 would cost more than the weights do
 (outliers among activations), and the weight is still read once. The two rows also keep a single activation from
-XLA:CPU's path for products with one row, which is many times slower.
+XLA:CPU's path for products with one row, which is many times slower. For many rows of bfloat16 the two rows cost more
+than a conversion, which then pays if it stays in the cache: block by block (bench/notes.md).
 
 Int4: unpacked to int8 with one scale a row in each step, 16-bit arithmetic in registers. The halves of the bytes are
 two products, of the even and of the odd input channels: putting channels back in order costs more than the products.
@@ -33,6 +34,9 @@ _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
 #: How much finer the second int8 number of an activation is: half of 1 becomes 127.
 _FINER = 254
 
+#: Rows of bfloat16 from which an int8 weight is converted, and weights of a block: 4 MB in bfloat16.
+_MANY_ROWS, _BLOCK = 128, 1 << 21
+
 #: Fixed point of int4 scales: 8 times the largest is the largest int16 that ``>> 8`` rounds to an int8.
 _LARGEST_MULTIPLIER = 127 * 256 // 8
 
@@ -47,8 +51,12 @@ def matmul(x: Float[Array, "T I"], weight: QuantizedWeight, *, out_dtype: Any = 
     if method == "int4" and pairs:
         y = _int4(x, weight)
     elif method == "int8" and weight.group_size is None:
-        coarse, scale = _split(x)
-        y = _join(_dot(coarse, weight.values), scale) * weight.scales[0].astype(jnp.float32)
+        if x.dtype == jnp.bfloat16 and x.shape[0] >= _MANY_ROWS:
+            y = _by_blocks(x, weight.values)
+        else:
+            coarse, scale = _split(x)
+            y = _join(_dot(coarse, weight.values), scale)
+        y = y * weight.scales[0].astype(jnp.float32)
     elif method in ("mxfp4", "float4_e2m1fn") and pairs:
         y = _mxfp4(x, weight)
     else:
@@ -66,6 +74,24 @@ def offset_product(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Arr
     assert offsets is not None
     sums = x.astype(jnp.float32).reshape(x.shape[0], offsets.shape[0], -1).sum(-1)
     return lax.dot(sums, offsets.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+
+
+def _by_blocks(x: Float[Array, "T I"], values: Int[Array, "O I"]) -> Float[Array, "T O"]:
+    """The product with values that are converted to the type of ``x``, some output channels at a time."""
+    outputs, inputs = values.shape
+    size = max(64, _BLOCK // inputs // 64 * 64)
+    count = outputs // size
+
+    def multiply(start: Any, width: int) -> jax.Array:
+        block = lax.dynamic_slice_in_dim(values, start, width).astype(x.dtype)
+        return lax.dot_general(x, block, _ROWS_BY_ROWS, preferred_element_type=jnp.float32)
+
+    if count < 2:
+        return multiply(0, outputs)
+    y = lax.map(lambda index: multiply(index * size, size), jnp.arange(count))
+    y = jnp.swapaxes(y, 0, 1).reshape(x.shape[0], -1)
+    rest = outputs - count * size
+    return jnp.concatenate([y, multiply(count * size, rest)], axis=1) if rest else y
 
 
 def _int4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:

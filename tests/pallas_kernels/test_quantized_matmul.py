@@ -23,6 +23,7 @@ from pallas_kernels.quantized_matmul import (
     QuantizedWeight,
     bench,
     choose_implementation,
+    cpu,
     dequantize,
     hopper,
     in_bytes,
@@ -197,6 +198,16 @@ def test_the_form_for_cpus_takes_every_value_and_odd_groups():
             x = jnp.asarray(rng.integers(-127, 128, (4, 30)), jnp.float32)
             assert error(quantized_matmul(x, weight), product(x, weight)) < 1e-2
     assert not quantized_matmul(jnp.zeros((2, 30)), weight).any()
+
+
+@pytest.mark.parametrize("outputs", [64, 192, 200])  # a block, three, and some more
+def test_many_rows_on_a_cpu_meet_blocks_of_the_weight(outputs, monkeypatch):
+    monkeypatch.setattr(cpu, "_BLOCK", 64 * 96)
+    rng = np.random.default_rng(7)
+    weight = random_weight(rng, "int8", (outputs, 96))
+    x = jnp.asarray(rng.standard_normal((130, 96)), jnp.bfloat16)
+    got = jax.jit(partial(quantized_matmul, implementation="cpu", out_dtype=jnp.float32))(x, weight)
+    assert error(got, product(x, weight)) < SUMMED
 
 
 def test_rows_stay_to_themselves_on_a_cpu():
