@@ -149,12 +149,15 @@ def scoring_widths(max_sequence_length: int, page_size: int) -> list[int]:
     return [*(width for width in growing if width < most), most]
 
 
-def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 4) -> Float[np.ndarray, "T V"]:
+def prompt_logits(
+    engine: InferenceEngine, tokens: Items[int], *, blocks: int = 4, leaves: tuple[jax.Array, ...] | None = None
+) -> Float[np.ndarray, "T V"]:
     """Logits after each token, in f32: for measuring quality, not for serving.
 
     Arguments:
       tokens: at most the engine's ``max_sequence_length``.
       blocks: query blocks that one step takes.
+      leaves: weights to take in place of the runner's, in its order.
     """
     runner = engine.runner
     limit = runner.settings.max_sequence_length
@@ -166,7 +169,7 @@ def prompt_logits(engine: InferenceEngine, tokens: Items[int], *, blocks: int = 
     program = jax.jit(partial(_logits, runner, layout), donate_argnums=1)
     parts = []
     for start, vector in _chunks(layout, tokens):
-        cache, logits = program(runner.leaves, cache, jnp.asarray(vector))
+        cache, logits = program(runner.leaves if leaves is None else leaves, cache, jnp.asarray(vector))
         parts.append(np.asarray(logits)[: len(tokens) - start])
     return np.concatenate(parts)
 
