@@ -960,6 +960,19 @@ def draw_weights(shapes: dict[str, torch.Size], seed: int, gains_less_one: bool)
     return {name: weight.to(torch.bfloat16) for name, weight in weights.items()} | packed
 
 
+def further_layer(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A layer behind the last one that predicts a further token: checkpoints have it, transformers does not."""
+    layers, width, vocabulary = (config[key] for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    last, new = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    block = {name.replace(last, new): weight.clone() for name, weight in weights.items() if name.startswith(last)}
+    shapes = {
+        "eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,), "shared_head.norm": (width,),
+        "shared_head.head": (vocabulary, width), "embed_tokens": (vocabulary, width),
+    }  # fmt: skip
+    further = {f"{new}{name}.weight": torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    return block | further
+
+
 @torch.no_grad()
 def logits_of(folder: Path, prompt: np.ndarray) -> np.ndarray:
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -1020,6 +1033,9 @@ def make(name: str, case: Case, seed: int) -> None:
     logits = logits_of(folder, prompt)
     check_that_options_matter(folder, case, prompt, logits)
     np.savez_compressed(folder / "expected.npz", prompt=prompt, logits=logits)
+    if config.get("num_nextn_predict_layers"):
+        weights |= further_layer(weights, config)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if case.gguf:
         write_gguf(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
