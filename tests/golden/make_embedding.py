@@ -56,14 +56,14 @@ class Case:
 
 CASES = {
     "qwen3": Case(
-        config={"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "tie_word_embeddings": True},
+        config={"architectures": ["Qwen3Model"], "model_type": "qwen3", "tie_word_embeddings": True},
         mode="lasttoken",
         frame="$A [SEP]",
         gguf=True,
     ),
     "qwen3_options": Case(
         config={
-            "architectures": ["Qwen3Model"],
+            "architectures": ["Qwen3ForCausalLM"],  # as the real ones
             "model_type": "qwen3",
             "is_causal": False,
             "attention_bias": True,

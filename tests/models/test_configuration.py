@@ -60,7 +60,7 @@ def test_values_that_are_refused(changes, message):
 
 @pytest.mark.parametrize("architectures", [["GPT2LMHeadModel"], [], None, "LlamaForCausalLM", [7]])
 def test_an_unknown_architecture_is_refused_with_those_that_are_supported(architectures):
-    with pytest.raises(ModelLoadError, match=r"is not supported; supported are LlamaForCausalLM, MistralForCausalLM"):
+    with pytest.raises(ModelLoadError, match=r"is not supported; supported are LlamaForCausalLM, .*MistralForCausalLM"):
         family_for({"architectures": architectures})
 
 
@@ -123,6 +123,27 @@ def test_the_language_model_of_a_folder_that_reads_images(tmp_path, pytestconfig
             open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("case", "name", "prefix", "image"),
+    [
+        ("llama4_options", "Llama4", "language_model.model.", "vision_model.class_embedding"),
+        ("gemma4", "Gemma4", "model.language_model.", "model.audio_tower.output_proj.weight"),
+    ],
+)
+def test_language_models_of_other_folders(case, name, prefix, image, tmp_path, pytestconfig):
+    folder = pytestconfig.rootpath / "tests" / "golden" / "families" / case
+    inner, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    outer = {"architectures": [f"{name}ForConditionalGeneration"], "text_config": {**inner, "architectures": None}}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    renamed = {prefix + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file({**renamed, image: np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint, open_checkpoint(folder) as alone:
+        assert checkpoint.config["architectures"] == [f"{name}ForCausalLM"]
+        assert checkpoint.tensors == alone.tensors
+        family = family_for(checkpoint.config)
+        assert family.config(checkpoint.config) == family.config(alone.config)
+
+
 @pytest.mark.parametrize(("architecture", "changes", "message"), [
     ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window must be a whole number"),
     ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be"),
@@ -144,6 +165,20 @@ def test_the_language_model_of_a_folder_that_reads_images(tmp_path, pytestconfig
     ("Starcoder2ForCausalLM", {"use_bias": 1}, "use_bias must be true or false"),
     ("StableLmForCausalLM", {"partial_rotary_factor": 2.0}, "partial_rotary_factor must rotate an even number"),
     ("Glm4ForCausalLM", {"hidden_act": "swiglu"}, "hidden_act='swiglu' is not supported"),
+    ("GlmForCausalLM", {"partial_rotary_factor": 2.0}, "partial_rotary_factor must rotate an even number"),
+    ("Gemma3TextModel", {"is_causal": False}, "is_causal=False is not supported"),
+    ("Qwen3Model", {"is_causal": 0}, "is_causal must be true or false"),
+    ("Gemma4ForCausalLM", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention='all' is not supported"),
+    ("Gemma4ForCausalLM", {"per_layer_config": {"1": {"head_dim": 4}}}, "per_layer_config={.* is not supported"),
+    ("Gemma4ForCausalLM", {"num_kv_shared_layers": 2}, "leaves no layer of the kind full_attention"),
+    ("Gemma4ForCausalLM", {"vocab_size_per_layer_input": 1}, "vocab_size_per_layer_input is less than vocab_size"),
+    ("Gemma4ForCausalLM", {"attention_k_eq_v": True, "num_global_key_value_heads": 3}, "num_global_key_value_heads"),
+    ("Gemma4ForCausalLM", {"rope_parameters": {"rope_theta": 1.0}}, "with full_attention and sliding_attention"),
+    ("Gemma4ForCausalLM", {"enable_moe_block": True}, "num_experts is missing"),
+    ("Llama4ForCausalLM", {"layer_types": ["sliding_attention"] * 2}, "must name chunked_attention or full_attention"),
+    ("Llama4ForCausalLM", {"moe_layers": [2]}, "moe_layers must be numbers of 2 layers"),
+    ("Llama4ForCausalLM", {"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "'yarn' is not supported"),
+    ("Llama4ForCausalLM", {"attention_chunk_size": 0}, "attention_chunk_size must be a whole number"),
 ])  # fmt: skip
 def test_options_that_a_family_does_not_have(architecture, changes, message):
     config = {**CONFIG, "architectures": [architecture], "num_key_value_heads": 2, "head_dim": 8}

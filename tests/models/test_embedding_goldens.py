@@ -101,5 +101,8 @@ def test_files_that_ask_for_what_is_not_there(golden, tmp_path):
 
 
 def test_a_folder_with_modules_is_no_chat_model(golden):
-    with open_checkpoint(golden / "qwen3") as checkpoint:
+    with open_checkpoint(golden / "qwen3_options") as checkpoint:
+        assert json.loads((golden / "qwen3_options" / "config.json").read_text())["architectures"] == [
+            "Qwen3ForCausalLM"
+        ]
         assert family_for(checkpoint.config).name == "qwen3_embedding"

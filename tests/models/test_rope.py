@@ -24,6 +24,18 @@ def test_frequencies_without_scaling():
         assert rope(nothing) == rope()
 
 
+def test_proportional_frequencies_are_those_of_whole_heads():
+    def proportional(**options):
+        parameters = {"rope_type": "proportional", **options}
+        return Rope.from_config({"rope_parameters": parameters}, 8, supported=("proportional",))
+
+    assert proportional() == rope()
+    np.testing.assert_allclose(proportional(partial_rotary_factor=0.5, factor=2.0).frequencies, [*BASE[:2] / 2, 0, 0])
+    for wrong in ({"partial_rotary_factor": 1.5}, {"partial_rotary_factor": "x"}, {"factor": 0}):
+        with pytest.raises(ModelLoadError, match="needs a partial_rotary_factor up to 1 and a factor above 0"):
+            proportional(**wrong)
+
+
 def test_old_and_new_spellings_mean_the_same():
     old = rope({"type": "linear", "factor": 4.0}, rope_theta=500.0)
     new = Rope.from_config({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}}, 8)

@@ -92,6 +92,7 @@ def test_many_callers_at_once(live, expected):
         ({"input": ["a", "word " * 60]}, "input[1]", "invalid_value"),
         ({"input": [256]}, "input", "invalid_value"),
         ({"input": "a", "dimensions": 7}, "dimensions", "invalid_value"),
+        ({"input": "a", "prompt_name": "query"}, "prompt_name", "invalid_value"),
         ({"input": "a", "dimensions": 0}, "dimensions", "integer_below_min_value"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "invalid_value"),
     ],
