@@ -8,6 +8,7 @@ given up half read; behind a window it has those of the window and of its next s
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from itertools import cycle
 
 from cvllm_jax.engine.pages import BlockHash, PageAllocator, PageRun, chain_hashes, most_pages
 from cvllm_jax.engine.sequence import Sequence
@@ -108,15 +109,17 @@ class Paging:
 
     def _cached_prefix(self, hashes: list[BlockHash]) -> int:
         """The most leading blocks after which a sequence can go on in every group."""
-        length = len(hashes)
-        while (shorter := min(pool.cached_prefix(hashes[:length]) for pool in self.pools)) < length:
-            length = shorter
+        length, agreed = len(hashes), 0
+        for pool in cycle(self.pools):
+            cached = pool.cached_prefix(hashes[:length])
+            agreed = agreed + 1 if cached == length else 1
+            length = cached
+            if agreed == len(self.pools):
+                break
         return length
 
     def _wants(self, group: int, sequence: Sequence) -> int:
         """Pages that a sequence will hold for its known tokens at some time and does not hold yet."""
-        if sequence.prefilled:
-            return 0
         pool, table = self.pools[group], sequence.tables[group]
         length, size = len(sequence.tokens), self._page_size
         most = most_pages(length, pool.window, size, self._step)
