@@ -105,6 +105,8 @@ def _devices() -> Iterator[Remedy]:
             _row(name, device.device_kind)
             most = show_bytes(int(available_memory() * CPU_SHARE))
             _row("", f"KV cache by default: up to {most} and {CPU_TOKENS:,} tokens")
+        few_bits = "rounded to int8" if device.platform == "cpu" else "as they are"
+        _row("", f"GGUF weights in few bits by default: {few_bits}")
         for line in _kernels(device):
             _row("", line)
     has_nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None

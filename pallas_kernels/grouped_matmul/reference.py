@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.quantized_matmul import QuantizedWeight, quantized_matmul
+from pallas_kernels.quantized_matmul import QuantizedWeight, cpu
+from pallas_kernels.quantized_matmul import reference as dense
 
 __all__ = ["Tiles", "collect", "grouped_matmul", "plan", "rows_of_tile"]
 
@@ -51,7 +52,7 @@ def grouped_matmul(
         some = lax.dynamic_slice_in_dim(padded, tiles.start[tile], rows)
         one = jax.tree.map(lambda stack: stack[tiles.expert[tile]], weights)
         if isinstance(one, QuantizedWeight):
-            product = quantized_matmul(some, one, implementation="auto")
+            product = lax.platform_dependent(some, one, cpu=cpu.matmul, default=dense.matmul)
         else:
             product = jnp.einsum("ti,oi->to", some, one, preferred_element_type=jnp.float32).astype(x.dtype)
         return lax.dynamic_update_index_in_dim(out, product, tile, 0)

@@ -88,6 +88,8 @@ def test_each_row_meets_its_expert_in_few_bits(method):
     assert not got[begin:].any()
     choice = choose_implementation(x, stack, device=HOPPER)
     assert choice.implementation == "xla" and "quantized" in choice.reason
+    lowered = jax.jit(grouped_matmul).trace(x, stack, counts).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.while" in lowered and "mosaic" not in lowered
 
 
 ROWS = 50
