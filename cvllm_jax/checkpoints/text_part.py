@@ -18,6 +18,8 @@ _LANGUAGE_MODELS = {
     "Gemma4ForConditionalGeneration": "Gemma4ForCausalLM",
     "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
     "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+    "Qwen3_5ForConditionalGeneration": "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration": "Qwen3_5MoeForCausalLM",
 }
 #: What such folders put before the names of the language model's tensors, and what ours have.
 _PREFIXES = (
@@ -27,7 +29,7 @@ _PREFIXES = (
 )
 _NOT_TEXT = (
     "vision_model.", "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
-    "model.audio_tower.", "model.embed_vision.", "model.embed_audio.",
+    "model.visual.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.",
 )  # fmt: skip
 
 
@@ -45,8 +47,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     text = config.get("text_config")
     if not isinstance(text, dict):
         raise ModelLoadError(f"{outer} needs a text_config in its config.json")
-    kind, stem = text.get("model_type"), inner.removesuffix("ForCausalLM").lower()
-    if kind not in (None, stem, f"{stem}_text"):
+    kind, stem = text.get("model_type"), inner.removesuffix("ForCausalLM").lower().replace("_", "")
+    if kind is not None and str(kind).replace("_", "") not in (stem, f"{stem}text"):
         raise ModelLoadError(f"{outer} with a language model of the type {kind!r:.80} is not supported")
     outside = {key: value for key, value in config.items() if not key.endswith("_config")}
     ends = {"eos_token_id": config["eos_token_id"]} if config.get("eos_token_id") is not None else {}

@@ -169,7 +169,7 @@ class DecodeLayout:
             page = jnp.take_along_axis(tables, (position // self.page_size)[:, None], axis=1)[:, 0]
             return BlockBatch(
                 positions=position, page=jnp.where(live, page, 0), offset=position % self.page_size, tables=tables,
-                starts=position, counts=live.astype(jnp.int32), kernels=self.kernels,
+                starts=position, counts=live.astype(jnp.int32), slots=f["slot"], kernels=self.kernels,
             )  # fmt: skip
 
         return tuple(map(batch, f["tables"])), _sampling_batch(f, position + 1, ahead)
@@ -194,6 +194,7 @@ class PrefillLayout:
                 "tokens": ((B, self.block_size), _INT),
                 "start": ((B,), _INT),
                 "count": ((B,), _INT),
+                "owner": ((B,), _INT),
                 "tables": ((self.groups, B, self.table_width), _INT),
             }
             | _sampling_fields(B)
@@ -210,6 +211,7 @@ class PrefillLayout:
             views["tokens"][index, : len(block.tokens)] = block.tokens
             views["start"][index] = block.start
             views["count"][index] = len(block.tokens)
+            views["owner"][index] = block.slot
             _fill_tables(views["tables"], index, block.tables)
             if block.choose:
                 _fill_sampling(views, index, block.sampling, block.slot, block.forbid_end)
@@ -235,6 +237,7 @@ class PrefillLayout:
                 tables=tables,
                 starts=f["start"],
                 counts=f["count"],
+                slots=f["owner"],
                 kernels=self.kernels,
             )
 

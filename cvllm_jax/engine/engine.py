@@ -65,12 +65,14 @@ class InferenceEngine(EngineLifetime):
         self.chat_template: ChatTemplate | None = loaded.chat_template
         self._info = loaded.info
         settings = loaded.runner.settings
+        # pages do not say what a recurrent layer remembered at their end
+        prefix_caching = config.enable_prefix_caching and loaded.runner.config.recurrent is None
         pools = [
             PageAllocator(
                 pages,
                 page_size=settings.page_size,
                 window=group.window,
-                prefix_caching=config.enable_prefix_caching,
+                prefix_caching=prefix_caching,
             )
             for group, pages in zip(settings.groups, settings.num_pages, strict=True)
         ]

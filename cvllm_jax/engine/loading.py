@@ -91,6 +91,8 @@ def load(config: EngineConfig) -> Loaded:
     choices = choose_kernels(geometry, device, config.kernels, store=trials(config))
     for name in ("attention", "kv_write", "experts"):
         log.info("%s: %s, because %s", name, *getattr(choices, name))
+    if config.enable_prefix_caching and model_config.recurrent is not None:
+        log.info("prefixes are not cached: %s has recurrent layers", checkpoint.name)
     shapes = step_shapes(config, device.platform)
     num_pages, max_sequence_length = pages_for(config, model_config, geometry, device, shapes)
     settings = RunnerSettings(

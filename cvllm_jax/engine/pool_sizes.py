@@ -17,7 +17,7 @@ from cvllm_jax.engine.paging import step_tokens
 from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import ModelConfig
 
-__all__ = ["PoolShares", "page_bytes", "pages_for"]
+__all__ = ["PoolShares", "page_bytes", "pages_for", "place_bytes"]
 
 #: Share of the free memory that the page pools take when no size is given.
 GPU_SHARE, CPU_SHARE = 0.9, 0.25
@@ -108,7 +108,9 @@ def pages_for(
             param="max_sequence_length",
         )
     given = config.kv_cache_memory
-    budget = (_automatic_bytes(config, device, sum(each)) if given is None else given) - sum(each)  # of padding
+    places = place_bytes(config, model, geometry)
+    budget = _automatic_bytes(config, device, sum(each), places) if given is None else given
+    budget -= sum(each) + places  # of padding, and of recurrent layers
     shares = _shares(config, model, each, wanted, shapes)
     needed = config.max_sequence_length if config.max_sequence_length is not None else size
     if not shares.holds(budget, needed):
@@ -116,7 +118,7 @@ def pages_for(
         error = DeviceError if given is None else ConfigError
         raise error(
             f"{'free memory' if given is None else f'kv_cache_memory of {given} bytes'} holds {capacity} tokens of "
-            f"KV cache ({sum(each) // size} bytes a token), but {needed} are needed: "
+            f"KV cache ({sum(each) // size} bytes a token{_beside(places, config)}), but {needed} are needed: "
             "raise kv_cache_memory or lower max_sequence_length",
             param="kv_cache_memory",
         )
@@ -166,9 +168,23 @@ def _longest(fits: Callable[[int], bool], most: int, page_size: int) -> int:
     return low * page_size
 
 
-def _automatic_bytes(config: EngineConfig, device: jax.Device, each: int) -> int:
-    """What the pools may take where no size is given; ``each`` is for a page of every group."""
+def place_bytes(config: EngineConfig, model: ModelConfig, geometry: Geometry) -> int:
+    """What recurrent layers take, which have a place for each sequence that runs, and one for padding."""
+    return 0 if model.recurrent is None else (config.max_batch_size + 1) * model.recurrent.slot_bytes(geometry.dtype)
+
+
+def _beside(places: int, config: EngineConfig) -> str:
+    return f" beside {places} bytes for the states of {config.max_batch_size} sequences" if places else ""
+
+
+def _automatic_bytes(config: EngineConfig, device: jax.Device, each: int, places: int) -> int:
+    """What the pools may take where no size is given.
+
+    Arguments:
+      each: bytes of a page of every group.
+      places: see :func:`place_bytes`; they are part of the result.
+    """
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int((stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * GPU_SHARE)
-    return min(int(available_memory() * CPU_SHARE), (CPU_TOKENS // config.page_size + 1) * each)
+    return min(int(available_memory() * CPU_SHARE), (CPU_TOKENS // config.page_size + 1) * each + places)

@@ -21,16 +21,15 @@ from jax.sharding import PartitionSpec as P
 from cvllm_jax.config import Progress
 from cvllm_jax.engine.batch import DecodeLayout, pack_masks
 from cvllm_jax.engine.devices import return_freed_memory
-from cvllm_jax.engine.kernels import empty_pages
+from cvllm_jax.engine.layer_caches import empty_caches
 from cvllm_jax.engine.plan import DecodeRow, Plan, PrefillBlock, SamplingSettings, StepOutput, check_plan
 from cvllm_jax.engine.programs import Programs, environment_key
 from cvllm_jax.engine.sampler import SamplerState, empty_state
 from cvllm_jax.engine.sequence import Sampled
 from cvllm_jax.engine.steps import RunnerSettings, Steps
-from cvllm_jax.models.cache_groups import group_of_layers
+from cvllm_jax.models.recurrent import LayerCache
 from cvllm_jax.models.registry import ModelConfig
 from cvllm_jax.params import MAX_TOP_LOGPROBS, TopLogprob
-from pallas_kernels.kv_write import KvPages
 
 __all__ = ["DispatchedStep", "Runner", "StartedStep"]
 
@@ -82,7 +81,7 @@ class Runner:
         device = mesh.devices.flat[0]
         key = f"{environment_key()}\n{device.platform} {device.device_kind}\n{model_key}\n{config}\n{settings}"
         self.programs = Programs(key, store)
-        self._cache: tuple[KvPages, ...]
+        self._cache: tuple[LayerCache, ...]
         self._state: SamplerState
         self.reset()
         self.steps = Steps(
@@ -96,19 +95,19 @@ class Runner:
     def reset(self) -> None:
         """New, empty buffers: at the start, and after a step that raised."""
         self._cache = ()  # the old pages go before the new ones come
-        self._cache = self.new_cache(self.settings.num_pages)
+        self._cache = self.new_cache(self.settings.num_pages, self.settings.max_batch_size + 1)
         state = empty_state(self.settings.max_batch_size + 1, self.config.vocab_size)
         self._state = jax.device_put(state, self._replicated)
 
-    def new_cache(self, num_pages: Items[int]) -> tuple[KvPages, ...]:
-        """Zeroed pages for every layer.
+    def new_cache(self, num_pages: Items[int], slots: int) -> tuple[LayerCache, ...]:
+        """Zeroed pages or places for every layer.
 
         Arguments:
           num_pages: of each cache group.
+          slots: of recurrent layers.
         """
         zeros = partial(jnp.zeros, device=self._cache_sharding)
-        layers = group_of_layers(self.settings.groups)
-        return tuple(empty_pages(self.settings.geometry, num_pages[group], zeros) for group in layers)
+        return empty_caches(self.config, self.settings.geometry, num_pages, slots, zeros)
 
     def close(self) -> None:
         """Let go of weights, buffers and compiled steps, and give their memory back to the system."""

@@ -111,7 +111,7 @@ class PromptScorer:
         chosen: list[float] = []
         best: list[list[TopLogprob]] = []
         try:
-            cache = runner.new_cache([width + 1] * len(runner.settings.groups))
+            cache = runner.new_cache([width + 1] * len(runner.settings.groups), slots=1)
             program = self._program(runner, leaves, cache, layout)
             for start, vector in _chunks(layout, tokens):
                 if gone.is_set():
@@ -165,7 +165,7 @@ def prompt_logits(
         raise ValueError(f"from 1 to {limit} tokens can be scored, not {len(tokens)}")
     width = -(-len(tokens) // runner.settings.page_size)
     layout = _layout(runner, blocks, width)
-    cache = runner.new_cache([width + 1] * len(runner.settings.groups))
+    cache = runner.new_cache([width + 1] * len(runner.settings.groups), slots=1)
     program = jax.jit(partial(_logits, runner, layout), donate_argnums=1)
     parts = []
     for start, vector in _chunks(layout, tokens):

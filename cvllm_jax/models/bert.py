@@ -38,6 +38,7 @@ class BertConfig:
     experts: None = None
     shares_values: bool = False
     index_dim: int = 0
+    recurrent: None = None
     cache_groups: tuple[CacheGroup, ...] = ()
 
     @property

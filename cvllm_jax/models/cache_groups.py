@@ -31,7 +31,12 @@ def cache_groups(windows: Sequence[int | None]) -> tuple[CacheGroup, ...]:
     return tuple(groups)
 
 
-def group_of_layers(groups: Sequence[CacheGroup]) -> tuple[int, ...]:
-    """The index of each layer's group."""
-    index_of = {layer: index for index, group in enumerate(groups) for layer in group.layers}
+def group_of_layers(groups: Sequence[CacheGroup], recurrent: Sequence[int] = ()) -> tuple[int, ...]:
+    """The index of each layer's group.
+
+    Arguments:
+      recurrent: layers without pages; any group tells them where tokens belong, and the first one does.
+    """
+    index_of = dict.fromkeys(recurrent, 0)
+    index_of |= {layer: index for index, group in enumerate(groups) for layer in group.layers}
     return tuple(index_of[layer] for layer in range(len(index_of)))

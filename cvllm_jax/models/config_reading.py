@@ -73,15 +73,15 @@ class ConfigReader:
             self.refuse(f"{key}={value!r:.80} is not supported; {', '.join(ACTIVATIONS)} are")
         return value
 
-    def layer_types(self, default: Sequence[str]) -> tuple[str, ...]:
-        """``layer_types``, one for each layer; ``default`` has as many."""
+    def layer_types(self, default: Sequence[str], kinds: Sequence[str] = LAYER_TYPES) -> tuple[str, ...]:
+        """``layer_types``, one for each layer, of the kinds that the family has; ``default`` has as many."""
         value = self.config.get("layer_types")
         if value is None:
             return tuple(default)
         if not isinstance(value, list) or len(value) != len(default):
             self.refuse(f"layer_types must be a list of {len(default)} kinds of layers, not {value!r:.80}")
-        if other := [kind for kind in value if kind not in LAYER_TYPES]:
-            self.refuse(f"layers of type {other[0]!r:.80} are not supported; {' and '.join(LAYER_TYPES)} are")
+        if other := [kind for kind in value if kind not in kinds]:
+            self.refuse(f"layers of type {other[0]!r:.80} are not supported; {' and '.join(kinds)} are")
         return tuple(value)
 
     def require(self, key: str, only: object) -> None:

@@ -19,7 +19,7 @@ from cvllm_jax.models.cache_groups import CacheGroup, cache_groups, group_of_lay
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.layers import BlockBatch, Embedding, Linear, Rope, RopeTables
 from cvllm_jax.models.layers.moe import ExpertSizes
-from pallas_kernels.kv_write import KvPages
+from cvllm_jax.models.recurrent import LayerCache, RecurrentLayers
 
 __all__ = ["Decoder", "DecoderConfig", "read_experts", "read_sizes"]
 
@@ -46,6 +46,7 @@ class DecoderConfig:
     experts: ExpertSizes | None = None
     shares_values: bool = False
     index_dim: int = 0
+    recurrent: RecurrentLayers | None = None
 
     @property
     def rotary_dim(self) -> int:
@@ -119,7 +120,7 @@ class Decoder(nnx.Module):
     ) -> None:  # fmt: skip
         c = config
         self.ropes = c.ropes
-        self.groups = group_of_layers(c.cache_groups)
+        self.groups = group_of_layers(c.cache_groups, () if c.recurrent is None else c.recurrent.layers)
         self.embedding_scale, self.logit_scale, self.logit_soft_cap = embedding_scale, logit_scale, logit_soft_cap
         self.embed = Embedding(c.vocab_size, c.hidden_size, dtype=dtype)
         self.layers = nnx.List(blocks)
@@ -131,8 +132,8 @@ class Decoder(nnx.Module):
         )
 
     def __call__(
-        self, tokens: Int[Array, "T"], cache: tuple[KvPages, ...], batches: tuple[BlockBatch, ...]
-    ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:
+        self, tokens: Int[Array, "T"], cache: tuple[LayerCache, ...], batches: tuple[BlockBatch, ...]
+    ) -> tuple[Float[Array, "T D"], tuple[LayerCache, ...]]:
         """Hidden states of the step's tokens after the last norm, and the cache with their keys and values.
 
         Arguments:
@@ -148,9 +149,9 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
     def through_layers(
-        self, x: Float[Array, "T D"], cache: tuple[KvPages, ...], batches: Sequence[BlockBatch],
+        self, x: Float[Array, "T D"], cache: tuple[LayerCache, ...], batches: Sequence[BlockBatch],
         ropes: Sequence[RopeTables],
-    ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:  # fmt: skip
+    ) -> tuple[Float[Array, "T D"], tuple[LayerCache, ...]]:  # fmt: skip
         """Override where layers hand on more than hidden states."""
         written = []
         for layer, layer_cache, batch, rope in zip(self.layers, cache, batches, ropes, strict=True):

@@ -39,12 +39,14 @@ from cvllm_jax.models.phi3 import Phi3, Phi3Config
 from cvllm_jax.models.qwen2 import Qwen2, Qwen2Config
 from cvllm_jax.models.qwen2_moe import Qwen2Moe, Qwen2MoeConfig
 from cvllm_jax.models.qwen3 import Qwen3, Qwen3Config
+from cvllm_jax.models.qwen3_5 import Qwen35Config, Qwen35MoeConfig
 from cvllm_jax.models.qwen3_embedding import Qwen3Embedding, Qwen3EmbeddingConfig
 from cvllm_jax.models.qwen3_moe import Qwen3Moe, Qwen3MoeConfig
+from cvllm_jax.models.qwen3_next import Qwen3Next, Qwen3NextConfig
+from cvllm_jax.models.recurrent import LayerCache, RecurrentLayers
 from cvllm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from cvllm_jax.models.stablelm import StableLm, StableLmConfig
 from cvllm_jax.models.starcoder2 import Starcoder2, Starcoder2Config
-from pallas_kernels.kv_write import KvPages
 
 __all__ = ["FAMILIES", "Encoder", "Family", "Model", "ModelConfig", "family_for"]
 
@@ -88,7 +90,12 @@ class ModelConfig(Protocol):
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
-        """The layers by how long their keys and values are needed; each is in one group."""
+        """The layers by how long their keys and values are needed; each is in one group, unless it is recurrent."""
+        ...
+
+    @property
+    def recurrent(self) -> RecurrentLayers | None:
+        """The layers that remember a matrix of each sequence and have no keys and values; None if there are none."""
         ...
 
 
@@ -96,8 +103,8 @@ class Model(Protocol):
     """What the engine asks of the module of every family that generates text."""
 
     def __call__(
-        self, tokens: jax.Array, cache: tuple[KvPages, ...], batches: tuple[BlockBatch, ...]
-    ) -> tuple[jax.Array, tuple[KvPages, ...]]:
+        self, tokens: jax.Array, cache: tuple[LayerCache, ...], batches: tuple[BlockBatch, ...]
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         """See :class:`cvllm_jax.models.decoder.Decoder`."""
         ...
 
@@ -152,11 +159,20 @@ FAMILIES = (
     _causal("qwen3", "Qwen3ForCausalLM", config=Qwen3Config, module=Qwen3),
     _causal("qwen3_moe", "Qwen3MoeForCausalLM", config=Qwen3MoeConfig, module=Qwen3Moe),
     _causal("qwen2_moe", "Qwen2MoeForCausalLM", config=Qwen2MoeConfig, module=Qwen2Moe),
+    _causal("qwen3_next", "Qwen3NextForCausalLM", config=Qwen3NextConfig, module=Qwen3Next),
+    _causal(
+        "qwen3_5", "Qwen3_5ForCausalLM", config=Qwen35Config, module=Qwen3Next, model_types=("qwen3_5_text",)
+    ),
+    _causal(
+        "qwen3_5_moe", "Qwen3_5MoeForCausalLM", config=Qwen35MoeConfig, module=Qwen3Next,
+        model_types=("qwen3_5_moe_text",),
+    ),
     _causal("gpt_oss", "GptOssForCausalLM", config=GptOssConfig, module=GptOss),
     _causal("deepseek_v2", "DeepseekV2ForCausalLM", config=DeepseekV2Config, module=Deepseek),
     _causal("deepseek_v3", "DeepseekV3ForCausalLM", config=DeepseekV3Config, module=Deepseek),
     _causal("minimax_m2", "MiniMaxM2ForCausalLM", config=MiniMaxM2Config, module=MiniMaxM2),
     _causal("gemma3", "Gemma3ForCausalLM", config=Gemma3Config, module=Gemma3, model_types=("gemma3_text",)),
+    _causal("gemma4", "Gemma4ForCausalLM", config=Gemma4Config, module=Gemma4, model_types=("gemma4_text",)),
     _causal("gemma2", "Gemma2ForCausalLM", config=Gemma2Config, module=Gemma2),
     _causal("gemma", "GemmaForCausalLM", config=GemmaConfig, module=Gemma),
     _causal("phi3", "Phi3ForCausalLM", config=Phi3Config, module=Phi3),
@@ -172,7 +188,6 @@ FAMILIES = (
     _causal("glm4_moe_lite", "Glm4MoeLiteForCausalLM", config=Glm4MoeLiteConfig, module=Deepseek),
     _causal("deepseek_v32", "DeepseekV32ForCausalLM", config=DeepseekV32Config, module=DeepseekV32),
     _causal("glm_moe_dsa", "GlmMoeDsaForCausalLM", config=GlmMoeDsaConfig, module=DeepseekV32),
-    _causal("gemma4", "Gemma4ForCausalLM", config=Gemma4Config, module=Gemma4, model_types=("gemma4_text",)),
     _encoder("bert", "BertModel", config=BertConfig, module=Bert),
     _encoder("qwen3_embedding", "Qwen3Model", config=Qwen3EmbeddingConfig, module=Qwen3Embedding),
     _encoder("gemma3_embedding", "Gemma3TextModel", config=Gemma3EmbeddingConfig, module=Gemma3Embedding),

@@ -56,6 +56,7 @@ class ScriptedConfig:
     experts: None = None
     shares_values: bool = False
     index_dim: int = 0
+    recurrent: None = None
     cache_groups: tuple[CacheGroup, ...] = (CacheGroup(None, (0,)),)
 
     @staticmethod

@@ -9,7 +9,7 @@ from flax import nnx
 
 from cvllm_jax import EngineConfig
 from cvllm_jax.engine.devices import geometry_of
-from cvllm_jax.engine.kernels import empty_pages
+from cvllm_jax.engine.layer_caches import empty_caches
 from cvllm_jax.models.layers import BlockBatch
 
 PAGE_SIZE = 8
@@ -30,7 +30,7 @@ class Text:
         self.weights = weights
         pages = -(-length // PAGE_SIZE)
         geometry = geometry_of(EngineConfig(model_path="-", page_size=PAGE_SIZE), config, jnp.float32)
-        self.cache = tuple(empty_pages(geometry, pages + 1) for _ in range(config.num_layers))
+        self.cache = empty_caches(config, geometry, [pages + 1] * len(config.cache_groups), slots=1)
         rng = np.random.default_rng(0)
         self.tables = [1 + rng.permutation(pages).astype(np.int32) for _ in config.cache_groups]
         self.length = 0
@@ -48,6 +48,7 @@ class Text:
                 tables=jnp.asarray(table[None]),
                 starts=jnp.asarray([self.length], jnp.int32),
                 counts=jnp.asarray([count], jnp.int32),
+                slots=jnp.zeros(1, jnp.int32),
             )
             for table in self.tables
         )

@@ -128,6 +128,7 @@ def test_the_language_model_of_a_folder_that_reads_images(tmp_path, pytestconfig
     [
         ("llama4_options", "Llama4", "language_model.model.", "vision_model.class_embedding"),
         ("gemma4", "Gemma4", "model.language_model.", "model.audio_tower.output_proj.weight"),
+        ("qwen3_5_moe", "Qwen3_5Moe", "model.language_model.", "model.visual.pos_embed.weight"),
     ],
 )
 def test_language_models_of_other_folders(case, name, prefix, image, tmp_path, pytestconfig):
@@ -148,6 +149,10 @@ def test_language_models_of_other_folders(case, name, prefix, image, tmp_path, p
     ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window must be a whole number"),
     ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be"),
     ("Qwen3ForCausalLM", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "a list of 2 kinds"),
+    ("Qwen3_5ForCausalLM", {"layer_types": ["linear_attention"] * 2}, "2 layers without one of full_attention"),
+    ("Qwen3_5ForCausalLM", {"layer_types": ["full_attention", "mamba"]}, "linear_attention and full_attention are"),
+    ("Qwen3NextForCausalLM", {"linear_num_value_heads": 5}, "is no multiple of linear_num_key_heads"),
+    ("Qwen3NextForCausalLM", {"linear_conv_kernel_dim": 0}, "linear_conv_kernel_dim must be"),
     ("Qwen3ForCausalLM", {"use_sliding_window": True, "layer_types": ["linear"] * 2}, "type 'linear' are not"),
     ("GemmaForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
     ("Gemma2ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
@@ -181,7 +186,8 @@ def test_language_models_of_other_folders(case, name, prefix, image, tmp_path, p
     ("Llama4ForCausalLM", {"attention_chunk_size": 0}, "attention_chunk_size must be a whole number"),
 ])  # fmt: skip
 def test_options_that_a_family_does_not_have(architecture, changes, message):
-    config = {**CONFIG, "architectures": [architecture], "num_key_value_heads": 2, "head_dim": 8}
+    config = {**CONFIG, "architectures": [architecture], "num_key_value_heads": 2, "head_dim": 8,
+              "full_attention_interval": 2}  # fmt: skip
     family_for(config).config(config)
     with pytest.raises(ModelLoadError, match=message):
         family_for(config).config({**config, **changes})

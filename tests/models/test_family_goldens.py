@@ -57,7 +57,8 @@ def test_family(case):
     text, half = Text(config, weights, len(prompt)), len(prompt) // 2
     for end, count in zip(np.cumsum(CHUNKS), CHUNKS, strict=True):
         match(text.add(prompt[end - count : end], len(prompt)), logits[end - count : end])  # the same program
-    text.length = half  # what comes after is written once more
+    text = Text(config, weights, len(prompt))
+    text.add(prompt[:half], len(prompt))
     for at in range(half, len(prompt)):
         match(text.add(prompt[at : at + 1], 1), logits[at : at + 1])
 

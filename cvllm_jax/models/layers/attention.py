@@ -44,6 +44,8 @@ class BlockBatch:
     """Position of each block's first token."""
     counts: Int[Array, "B"]
     """Tokens of each block that are no padding."""
+    slots: Int[Array, "B"] | None = None
+    """Of each block's sequence, for layers that remember it in a place of its own; None where no layer does."""
     kernels: Kernels = field(default=Kernels(), metadata={"static": True})
 
 
@@ -84,10 +86,17 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
+        y, cache = self.attend(self.heads_of(x), cache, batch, rope)
+        return self.output(y), cache
+
+    def attend(
+        self, qkv: Float[Array, "T N+2*K H"], cache: KvPages, batch: BlockBatch, rope: RopeTables
+    ) -> tuple[Float[Array, "T N*H"], KvPages]:
+        """What the query heads attend to."""
         N, H = self.heads, self.head_dim
-        T, B = x.shape[0], batch.starts.shape[0]
+        T, B = qkv.shape[0], batch.starts.shape[0]
         q, cache = rotate_and_write(
-            self.heads_of(x), rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
+            qkv, rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
         )
         y = paged_attention(
             q.reshape(B, T // B, N, H), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
@@ -95,12 +104,15 @@ class Attention(nnx.Module):
             sinks=None if self.sinks is None else self.sinks[...],
             k_scales=cache.k_scales, v_scales=cache.v_scales, implementation=batch.kernels.attention,
         )  # fmt: skip
-        return self.output(y.reshape(T, N * H)), cache
+        return y.reshape(T, N * H), cache
 
     def heads_of(self, x: Float[Array, "T D"]) -> Float[Array, "T N+2*K H"]:
         """Queries, keys and values, to be rotated still."""
+        return self.normalized(self.qkv(x).reshape(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim))
+
+    def normalized(self, qkv: Float[Array, "T N+2*K H"]) -> Float[Array, "T N+2*K H"]:
+        """The same with queries and keys normalised, where they are."""
         N, K = self.heads, self.kv_heads
-        qkv = self.qkv(x).reshape(x.shape[0], N + 2 * K, self.head_dim)
         if self.q_norm is None or self.k_norm is None:
             return qkv
         q, k, v = jnp.split(qkv, (N, N + K), axis=1)

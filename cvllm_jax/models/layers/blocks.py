@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from cvllm_jax.models.layers.attention import Attention, BlockBatch
 from cvllm_jax.models.layers.rope import RopeTables
+from cvllm_jax.models.recurrent import LayerCache
 from pallas_kernels.kv_write import KvPages
 
 __all__ = ["ParallelBlock", "PreNormBlock", "SandwichBlock", "SelfAttention"]
@@ -22,8 +23,8 @@ class SelfAttention(Protocol):
     """:class:`Attention`, or a module that is called like it."""
 
     def __call__(
-        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
-    ) -> tuple[Float[Array, "T D"], KvPages]: ...
+        self, x: Float[Array, "T D"], cache: LayerCache, batch: BlockBatch, rope: RopeTables
+    ) -> tuple[Float[Array, "T D"], LayerCache]: ...
 
 
 class PreNormBlock(nnx.Module):
@@ -41,8 +42,8 @@ class PreNormBlock(nnx.Module):
         self.residual_scale = residual_scale
 
     def __call__(
-        self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
-    ) -> tuple[Float[Array, "T D"], KvPages]:
+        self, x: Float[Array, "T D"], cache: LayerCache, batch: BlockBatch, rope: RopeTables
+    ) -> tuple[Float[Array, "T D"], LayerCache]:
         y, cache = self.attention(self.attention_norm(x), cache, batch, rope)
         x = x + self._scaled(y)
         return x + self._scaled(self.mlp(self.mlp_norm(x))), cache
