@@ -16,12 +16,13 @@ Float8 and MXFP4: moved to float16 bit by bit, and from there to the type of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from pallas_kernels.quantized_matmul import reference
 from pallas_kernels.quantized_matmul.weight import QuantizedWeight, in_bytes, own_values
@@ -36,6 +37,9 @@ _FINER = 254
 
 #: Rows of bfloat16 from which an int8 weight is converted, and weights of a block: 4 MB in bfloat16.
 _MANY_ROWS, _BLOCK = 128, 1 << 21
+
+#: Weights of a block of int4, some 100 KB when they are unpacked.
+_SMALL_BLOCK = 1 << 17
 
 #: Fixed point of int4 scales: 8 times the largest is the largest int16 that ``>> 8`` rounds to an int8.
 _LARGEST_MULTIPLIER = 127 * 256 // 8
@@ -79,37 +83,51 @@ def offset_product(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Arr
 def _by_blocks(x: Float[Array, "T I"], values: Int[Array, "O I"]) -> Float[Array, "T O"]:
     """The product with values that are converted to the type of ``x``, some output channels at a time."""
     outputs, inputs = values.shape
-    size = max(64, _BLOCK // inputs // 64 * 64)
-    count = outputs // size
 
-    def multiply(start: Any, width: int) -> jax.Array:
+    def multiply(start: Any, width: int) -> Float[Array, "T W"]:
         block = lax.dynamic_slice_in_dim(values, start, width).astype(x.dtype)
         return lax.dot_general(x, block, _ROWS_BY_ROWS, preferred_element_type=jnp.float32)
 
+    return _in_blocks(multiply, outputs, inputs, _BLOCK)
+
+
+def _in_blocks(
+    multiply: Callable[[Any, int], jax.Array], outputs: int, inputs: int, weights: int
+) -> Num[Array, "R O"]:
+    """Put together what ``multiply(start, width)`` gives for blocks of output channels of at most so many weights."""
+    size = max(64, weights // inputs // 64 * 64)
+    count = outputs // size
     if count < 2:
         return multiply(0, outputs)
     y = lax.map(lambda index: multiply(index * size, size), jnp.arange(count))
-    y = jnp.swapaxes(y, 0, 1).reshape(x.shape[0], -1)
+    y = jnp.swapaxes(y, 0, 1).reshape(y.shape[1], -1)
     rest = outputs - count * size
     return jnp.concatenate([y, multiply(count * size, rest)], axis=1) if rest else y
 
 
 def _int4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:
     outputs, groups = weight.shape[0], weight.scales.shape[0]
-    pairs = lax.bitcast_convert_type(_bytes(weight), jnp.int8)
+    pairs = _bytes(weight)
     scales = weight.scales.astype(jnp.float32)
     row = scales.max(0) / _LARGEST_MULTIPLIER
     multipliers = jnp.round(scales / row).astype(jnp.int16).T
     # or every weight would work out its group's multiplier anew
     multipliers, row = lax.optimization_barrier((multipliers, row))
-
-    def as_int8(half: Int[Array, "O J"]) -> Int[Array, "O J"]:
-        wide = half.reshape(outputs, groups, -1).astype(jnp.int16) * multipliers[..., None]
-        return ((wide + 128) >> 8).astype(jnp.int8).reshape(outputs, -1)
-
     split, scale = _split(x)
-    total = _dot(split[:, 0::2], as_int8((pairs << 4) >> 4)) + _dot(split[:, 1::2], as_int8(pairs >> 4))
-    return _join(total, scale) * (row * 256)
+    even, odd = split[:, 0::2], split[:, 1::2]
+
+    def multiply(start: Any, width: int) -> Int[Array, "R W"]:
+        some = lax.bitcast_convert_type(lax.dynamic_slice_in_dim(pairs, start, width), jnp.int8)
+        of_group = lax.dynamic_slice_in_dim(multipliers, start, width)[..., None]
+
+        def as_int8(half: Int[Array, "W J"]) -> Int[Array, "W J"]:
+            wide = half.reshape(width, groups, -1).astype(jnp.int16) * of_group
+            return ((wide + 128) >> 8).astype(jnp.int8).reshape(width, -1)
+
+        return _dot(even, as_int8((some << 4) >> 4)) + _dot(odd, as_int8(some >> 4))
+
+    # a loop, as the unpacked weights of all layers would be in memory at once otherwise: they wait for nothing
+    return _join(_in_blocks(multiply, outputs, weight.shape[1], _SMALL_BLOCK), scale) * (row * 256)
 
 
 def _mxfp4(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Array, "T O"]:
