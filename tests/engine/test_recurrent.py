@@ -5,6 +5,7 @@ The reference is the prefill that scores texts: it goes through a text from the 
 
 import json
 import shutil
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from cvllm_jax import ConfigError, EngineConfig, GenerationParams, InferenceEngi
 from cvllm_jax.engine.devices import geometry_of
 from cvllm_jax.engine.pool_sizes import page_bytes, place_bytes
 from cvllm_jax.engine.scoring import PromptScorer
+from cvllm_jax.grammar import RegexGrammar
 from cvllm_jax.models.qwen3_5 import Qwen35Config
 
 FOLDER = GOLDEN / "families" / "qwen3_5"
@@ -93,6 +95,25 @@ def test_a_place_is_clean_after_a_request_that_was_cancelled(engine):
     stream.close()
     prompt = text(2, 40)
     check(engine, prompt, engine.generate_sync(prompt, params(10)))
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_forced_text_is_read_once(engine, monkeypatch, halves):
+    """In one block, behind a row that it made void, or token by token where log probabilities are wanted."""
+    grammar = RegexGrammar("[A-J]{3}#1234567#[A-J]{6}#7654321#[A-J]{8}")
+    engine.compile_grammar(grammar)
+    deadline = time.monotonic() + 300
+    while not engine.runner.halves and time.monotonic() < deadline:
+        time.sleep(0.01)
+    monkeypatch.setattr(engine.runner, "halves", halves)
+    for seed in range(3):
+        wanted = {"temperature": 1.0, "seed": seed, "max_tokens": 60, "grammar": grammar}
+        before = engine.stats().steps
+        quick = engine.generate_sync(text(seed, 20), GenerationParams(**wanted))
+        between = engine.stats().steps
+        slow = engine.generate_sync(text(seed, 20), GenerationParams(**wanted, logprobs=True))
+        assert quick.tokens == slow.tokens
+        assert between - before < engine.stats().steps - between - 10
 
 
 def test_a_prefix_is_not_found_again(engine):
