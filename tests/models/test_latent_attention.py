@@ -37,11 +37,12 @@ def test_weights_are_rounded_while_they_load(case):
     assert difference(Text(model, weights, FEW).add(prompt, FEW), logits) < 0.06
 
 
-def test_the_cache_in_few_bits():
+@pytest.mark.parametrize("cache", ["int8", "fp8"])
+def test_the_cache_in_few_bits(cache):
     prompt, logits = expected_of("deepseek_v32_options")
     _, model, weights = load(GOLDEN / "deepseek_v32_options")
     text = Text(model, weights, FEW)
-    config = EngineConfig(model_path="-", page_size=PAGE_SIZE, kv_cache_dtype="fp8")
+    config = EngineConfig(model_path="-", page_size=PAGE_SIZE, kv_cache_dtype=cache)
     text.cache = tuple(empty_pages(geometry_of(config, model, jnp.float32), 2) for _ in range(model.num_layers))
     assert [leaf.dtype.itemsize for leaf in text.cache[0]] == [1, 1, 4, 4]
     got = [text.add(prompt[:-1], FEW), text.add(prompt[-1:], 1)]
