@@ -15,7 +15,8 @@ from pathlib import Path
 
 from bench.machine import ROOT, save
 from bench.worker import Worker
-from bench.workloads import Workload, workloads
+from bench.workloads import workloads
+from cvllm_jax.benchmarks.in_process import Case
 from cvllm_jax.checkpoints.checkpoint import open_checkpoint
 from cvllm_jax.checkpoints.demo import find_demo_model
 from cvllm_jax.text import ChatTemplate, Tokenizer
@@ -80,7 +81,7 @@ def main() -> None:
     print(f"written to {path.relative_to(ROOT)}")
 
 
-def measure(workers: Mapping[str, Worker], jobs: Sequence[Workload], rounds: int) -> Samples:
+def measure(workers: Mapping[str, Worker], jobs: Sequence[Case], rounds: int) -> Samples:
     """Tokens a second by workload and engine: ``rounds`` samples, after one round that is not counted."""
     samples: Samples = {job.name: {name: [] for name in workers} for job in jobs}
     for round_number in range(rounds + 1):

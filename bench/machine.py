@@ -1,42 +1,18 @@
-"""What a result was measured on and with: kind of machine, versions, commit, date."""
+"""Where results are kept, and what they were measured on: kind of machine, commit, date."""
 
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import re
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cvllm_jax.benchmarks.machine import machine, versions
+
+__all__ = ["RESULTS", "ROOT", "commit", "machine", "save", "versions"]
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-#: Instructions that decide how fast a CPU multiplies matrices.
-TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
-
-
-def machine() -> dict[str, Any]:
-    """The kind of CPU and its size; nothing that names one machine."""
-    model, flags = platform.processor() or platform.machine(), set()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        fields = dict(re.findall(r"^(model name|flags)\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE))
-        model = fields.get("model name", model)
-        flags = set(fields.get("flags", "").split())
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "instructions": [flag for flag in TELLING_FLAGS if flag in flags],
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
 
 
 def commit() -> str:

@@ -17,7 +17,7 @@ from bench.worker import Measure, work
 
 @torch.inference_mode()
 def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float]:
-    prompts = job["prompts"]
+    prompts, new_tokens = job["prompts"], job["outputs"][0]
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, prompts)])
@@ -32,7 +32,7 @@ def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float]:
     started = time.perf_counter()
     if job["phase"] == "prefill":
         return tokens.numel(), started - start
-    for _ in range(job["new_tokens"] - 1):
+    for _ in range(new_tokens - 1):
         if batch:
             one = torch.ones(len(prompts), 1, dtype=torch.long)
             batch = {
@@ -41,7 +41,7 @@ def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float]:
             }
         step = model(best, **batch, past_key_values=step.past_key_values, use_cache=True)
         best = step.logits[:, -1:].argmax(-1)
-    return len(prompts) * (job["new_tokens"] - 1), time.perf_counter() - started
+    return len(prompts) * (new_tokens - 1), time.perf_counter() - started
 
 
 def start() -> tuple[Measure, dict[str, Any]]:

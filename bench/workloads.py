@@ -1,41 +1,30 @@
-"""What is measured: the same token ids for every engine, made from the chats in prompts.json."""
+"""What is compared: the same token ids for every engine, made from the chats of cvllm_jax.benchmarks."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
+from cvllm_jax.benchmarks.in_process import Case
+from cvllm_jax.benchmarks.workload import chats
 from cvllm_jax.text import ChatTemplate, Tokenizer
 
-CHATS = json.loads((Path(__file__).parent / "prompts.json").read_text())
 
+def workloads(tokenizer: Tokenizer, template: ChatTemplate, new_tokens: int) -> list[Case]:
+    known = chats()
 
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    name: str
-    phase: Literal["prefill", "decode"]
-    """prefill: time to the first token. decode: from every sequence's first token to the last one of all."""
-    prompts: list[list[int]]
-    """Token ids; all run at the same time."""
-    new_tokens: int
-
-
-def workloads(tokenizer: Tokenizer, template: ChatTemplate, new_tokens: int) -> list[Workload]:
     def conversation(start: int, length: int) -> list[int]:
         """``length`` tokens of a long conversation that begins with chat number ``start``."""
         turns = [
             {"role": role, "content": chat[role]}
-            for chat in [*CHATS[start:], *CHATS[:start]]
+            for chat in [*known[start:], *known[:start]]
             for role in ("user", "assistant")
         ]
         return template.encode(turns)[:length]
 
-    questions = [template.encode([{"role": "user", "content": chat["user"]}]) for chat in CHATS[:8]]
+    def decode(name: str, prompts: list[list[int]]) -> Case:
+        return Case(name=name, phase="decode", prompts=prompts, outputs=[new_tokens] * len(prompts))
+
+    questions = [template.encode([{"role": "user", "content": chat["user"]}]) for chat in known[:8]]
     long = conversation(0, 512)
-    short = [conversation(start, 64) for start in range(8)]
     return [
-        Workload(name="prefill of 512", phase="prefill", prompts=[long], new_tokens=1),
-        Workload(name="decode 1 at 512", phase="decode", prompts=[long], new_tokens=new_tokens),
-        Workload(name="decode 8 at 64", phase="decode", prompts=short, new_tokens=new_tokens),
-        Workload(name="decode 8 questions", phase="decode", prompts=questions, new_tokens=new_tokens),
+        Case(name="prefill of 512", phase="prefill", prompts=[long], outputs=[1]),
+        decode("decode 1 at 512", [long]),
+        decode("decode 8 at 64", [conversation(start, 64) for start in range(8)]),
+        decode("decode 8 questions", questions),
     ]

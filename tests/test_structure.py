@@ -20,7 +20,7 @@ LAYERS = (
     {"pallas_kernels"},
     {"models", "testing", "checkpoints", "text", "grammar"},
     {"engine"},
-    {"openai"},
+    {"openai", "benchmarks"},
     {"mcp", "responses"},
     {"__init__"},  # the facade
     {"server", "cli"},

@@ -23,7 +23,7 @@ from bench.gpu.table import table
 from bench.machine import RESULTS, ROOT, commit, machine
 
 PARTS = ("kernels", "engine", "peers")
-LENGTHS = Path(__file__).parent / "conversation_lengths.json"
+LENGTHS = ROOT / "cvllm_jax" / "benchmarks" / "conversation_lengths.json"
 MODELS = ("llama-3.1-8b", "llama-3.2-1b", "mistral-7b")
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy")
 

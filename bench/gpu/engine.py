@@ -6,16 +6,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.gpu.report import Report
+from bench.machine import ROOT
 from cvllm_jax import EngineConfig, GenerationParams, InferenceEngine
 from cvllm_jax.engine.pool_sizes import page_bytes
 
-LENGTHS = Path(__file__).parent / "conversation_lengths.json"
+LENGTHS = ROOT / "cvllm_jax" / "benchmarks" / "conversation_lengths.json"
 
 #: Sequences, and tokens of each when the measurement starts.
 DECODES = ((1, 4096), (8, 1024), (64, 1024))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import cvllm_jax
+from cvllm_jax.cli.bench import bench
 from cvllm_jax.cli.chat import chat
 from cvllm_jax.cli.convert import convert
 from cvllm_jax.cli.demo import demo
@@ -30,6 +31,7 @@ _app = typer.Typer(
 )
 for _command in (serve, chat, generate, convert, doctor, demo):
     _app.command()(_command)
+_app.add_typer(bench)
 
 
 def _print_version(wanted: bool) -> None:

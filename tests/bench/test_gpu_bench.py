@@ -193,7 +193,7 @@ def test_without_a_gpu_it_says_so():
 
 
 def test_lengths_are_what_their_description_says():
-    found = json.loads((ROOT / "bench" / "gpu" / "conversation_lengths.json").read_text())
+    found = json.loads((ROOT / "cvllm_jax" / "benchmarks" / "conversation_lengths.json").read_text())
     pairs = np.array(found["pairs"])
     assert pairs.shape == (1000, 2) and pairs.min() >= 4 and pairs.max() <= 1024
     assert [round(mean) for mean in pairs.mean(0)] == [161, 338]

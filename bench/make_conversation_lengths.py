@@ -1,4 +1,4 @@
-"""Makes conversation_lengths.json: ``python -m bench.gpu.make_conversation_lengths``."""
+"""Makes conversation_lengths.json: ``python -m bench.make_conversation_lengths``."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def lengths(rng: np.random.Generator, mean: int, sigma: float, longest: int) -> 
 def main() -> None:
     rng = np.random.default_rng(20261122)
     pairs = list(zip(lengths(rng, *PROMPT), lengths(rng, *OUTPUT), strict=True))
-    path = Path(__file__).parent / "conversation_lengths.json"
+    path = Path(__file__).parents[1] / "cvllm_jax" / "benchmarks" / "conversation_lengths.json"
     path.write_text(json.dumps({"about": ABOUT, "pairs": pairs}) + "\n")
 
 
