@@ -44,21 +44,68 @@ def test_rounding_is_that_of_the_kernels(method, group, scale_dtype):
     np.testing.assert_allclose(ours.numbers()[~different], dequantize(theirs)[~different], rtol=1e-6)
 
 
-def test_offsets_use_all_sixteen_values():
-    numbers = rows() + 3  # no group has 0 in it
-    packed = quantize_rows(numbers, stored("int4"), 8, offsets=True, scale_dtype=np.float32)
-    grouped = packed.values.astype(int).reshape(6, 8, 32)[1:]
-    assert (grouped.min(-1) == -8).all() and (grouped.max(-1) == 7).all()
-    step = np.repeat(packed.scales, 32, 1)
-    assert (np.abs(packed.numbers() - numbers) <= 0.5001 * step).all()
-    np.testing.assert_allclose(packed.numbers()[0, :32], 3)  # a group of equal numbers
+def squared_errors(packed, numbers):
+    """[rows, groups]"""
+    return np.square(packed.numbers() - numbers).reshape(*packed.scales.shape, -1).sum(-1)
 
 
-def test_int4_with_offsets_is_truer_than_q4_0():
+def int4(numbers, scale_dtype=np.float16):
+    return quantize_rows(numbers, stored("int4"), numbers.shape[1] // 32, offsets=True, scale_dtype=scale_dtype)
+
+
+def whole_range(numbers):
+    """Int4 from the smallest to the largest number of each group of 32."""
+    grouped = numbers.reshape(len(numbers), -1, 32)
+    least, step = grouped.min(-1), np.maximum((grouped.max(-1) - grouped.min(-1)) / 15, np.float32(1e-30))
+    codes = np.rint((grouped - least[..., None]) / step[..., None]) - 8
+    return PackedRows(codes.reshape(numbers.shape), step, least + 8 * step)
+
+
+@pytest.mark.parametrize("shift", [0, 3])  # no group has 0 in it
+def test_no_group_of_int4_is_further_off_than_its_whole_range_would_be(shift):
+    numbers = rows(64) + np.float32(shift)
+    packed = int4(numbers, np.float32)
+    ours, plain = squared_errors(packed, numbers), squared_errors(whole_range(numbers), numbers)
+    assert (ours <= plain * 1.0001 + 1e-9).all()
+    assert ours.sum() < 0.85 * plain.sum()
+    assert set(np.unique(packed.values.astype(int))) == set(range(-8, 8))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1, 1e3])
+def test_int4_finds_sixteen_values_again(size):
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-8, 8, (40, 8, 32))
+    codes[..., 0], codes[..., 1] = -8, 7
+    scales = (rng.uniform(0.5, 2, (40, 8)) * size).astype(np.float16).astype(np.float32)
+    offsets = (scales * rng.integers(-4, 5, (40, 8))).astype(np.float16).astype(np.float32)
+    numbers = (codes * scales[..., None] + offsets[..., None]).astype(np.float32).reshape(40, 256)
+    packed = int4(numbers)
+    np.testing.assert_array_equal(packed.values.astype(int), codes.reshape(40, 256))
+    np.testing.assert_array_equal(packed.numbers(), numbers)
+
+
+@pytest.mark.parametrize("number", [0, 2.0**-20, -0.75, 1024])
+def test_a_group_of_equal_numbers_is_exact_in_int4(number):
+    numbers = rows(2)
+    numbers[1, 64:96] = number
+    np.testing.assert_array_equal(int4(numbers).numbers()[1, 64:96], np.float32(number))
+
+
+def test_int4_says_where_numbers_are_outside_its_scales():
+    numbers = rows(2)
+    numbers[1, 40], numbers[1, 41] = 3e38, -3e38
+    packed = int4(numbers)
+    assert not np.isfinite(np.abs(packed.scales) + np.abs(packed.offsets))[1, 1]
+    assert np.isfinite(packed.scales + packed.offsets)[0].all()
+
+
+@pytest.mark.parametrize("scale_dtype", [np.float16, ml_dtypes.bfloat16])
+def test_int4_is_truer_than_q4_0_and_q4_1(scale_dtype):
     numbers = rows(64)
-    packed = quantize_rows(numbers, stored("int4"), 8, offsets=True, scale_dtype=ml_dtypes.bfloat16)
-    theirs = quants.dequantize(quants.quantize(numbers, Kind.Q4_0), Kind.Q4_0)
-    assert np.square(packed.numbers() - numbers).mean() < np.square(theirs - numbers).mean()
+    packed = int4(numbers, scale_dtype)
+    for kind in (Kind.Q4_0, Kind.Q4_1):
+        theirs = quants.dequantize(quants.quantize(numbers, kind), kind)
+        assert np.square(packed.numbers() - numbers).mean() < np.square(theirs - numbers).mean()
 
 
 @pytest.mark.parametrize("kind", [Kind[name] for name in UNPACK], ids=lambda kind: kind.name)
