@@ -275,7 +275,7 @@ EMBED = {"shape": [64, 32], "dtype": "int8"}
         ({"tensors": {"embed": EMBED | {"dtype": "object"}}}, "of type 'object'"),
         ({"tensors": {"embed": EMBED | {"dtype": "float32"}}}, "another size"),
         ({"tensors": {"nothing": EMBED}}, "1 tensors are missing (nothing)"),
-        ({"tensors": {"embed": EMBED}}, "missing (embed.scales, layers.0-1.attention.output"),
+        ({"tensors": {"embed": EMBED}}, "announces 2 layers but has only 1 tensors"),
         ({"layouts": None}, "no layouts"),
         ({"layouts": {"embed": {"method": "int2"}}}, "the layout {'method': 'int2'} of 'embed'"),
         ({"layouts": {"embed": {"method": "int8", "group_size": 0, "offsets": False}}}, "the layout"),
@@ -287,6 +287,13 @@ EMBED = {"shape": [64, 32], "dtype": "int8"}
 def test_manifests_that_make_no_sense(copy, changes, message):
     edit(copy, **changes)
     assert message in refusal(copy)
+
+
+def test_tensors_that_the_manifest_does_not_name(copy):
+    tensors = json.loads((copy / MANIFEST).read_text())["tensors"]
+    kept = {name: info for name, info in tensors.items() if "output" not in name and name != "embed.scales"}
+    edit(copy, tensors=kept)
+    assert "missing (embed.scales, layers.0-1.attention.output" in refusal(copy)
 
 
 def test_other_layouts_than_the_arrays(copy):
