@@ -36,6 +36,10 @@ def tiny_model_path():
     return GOLDEN / "llama" / "llama_gqa_tied"
 
 
+#: What :func:`make_engine` has made, by its settings.
+_ENGINES = {}
+
+
 @pytest.fixture(scope="session")
 def make_engine(tiny_model_path):
     """Engines by configuration, each made once and closed at the end of the run.
@@ -45,20 +49,18 @@ def make_engine(tiny_model_path):
     """
     from cvllm_jax import EngineConfig, InferenceEngine
 
-    engines = {}
-
     def make(**settings):
         settings = {
             "model_path": str(tiny_model_path), "dtype": "f32", "device": "cpu", "max_batch_size": 16,
             "max_sequence_length": 256, "prefill_chunk_size": 64, "debug": True, **settings,
         }  # fmt: skip
         key = tuple(sorted(settings.items()))
-        if key not in engines:
-            engines[key] = InferenceEngine.new_sync(EngineConfig(**settings))
-        return engines[key]
+        if key not in _ENGINES:
+            _ENGINES[key] = InferenceEngine.new_sync(EngineConfig(**settings))
+        return _ENGINES[key]
 
     yield make
-    for engine in engines.values():
+    for engine in _ENGINES.values():
         engine.close()
 
 
@@ -113,5 +115,11 @@ def _few_memory_maps():
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         import jax
 
+        # an engine would compile its programs anew, and no warm-up would do it: who asks for one gets a fresh one.
+        # Those with a script are held for the whole run by fixtures.
+        for key, engine in list(_ENGINES.items()):
+            if not dict(key)["model_path"].startswith("scripted:"):
+                del _ENGINES[key]
+                engine.close()
         jax.clear_caches()
         gc.collect()
