@@ -88,7 +88,7 @@ def test_demo_says_when_there_is_nothing_to_do(monkeypatch, capsys, tmp_path):
 def test_doctor_lists_the_models(capsys):
     doctor.doctor(models=True)
     printed = capsys.readouterr().out
-    assert "prepared: folders that cvllm-jax convert has written" in printed
+    assert "prepared, by cvllm-jax convert" in printed
     for family in FAMILIES:
         assert all(architecture in printed for architecture in family.architectures)
     assert re.search(r"^Qwen3ForCausalLM +qwen3 +transformers' logits, llama.cpp's converter$", printed, re.M)

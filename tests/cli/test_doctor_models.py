@@ -9,6 +9,7 @@ import pytest
 from cvllm_jax.checkpoints.checkpoint import open_checkpoint
 from cvllm_jax.checkpoints.folder import QUANTIZED
 from cvllm_jax.cli import doctor
+from cvllm_jax.cli.models import FOLDER_METHODS
 from cvllm_jax.models.registry import FAMILIES, family_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -53,4 +54,4 @@ def test_formats_of_few_bits():
         if "quantization_config" in path.read_text()
         and any(path.with_name(name).exists() for name in ("expected.npy", "expected.npz"))
     }
-    assert set(QUANTIZED) <= methods
+    assert set(QUANTIZED) == set(FOLDER_METHODS) and set(QUANTIZED) <= methods
