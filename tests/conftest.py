@@ -1,6 +1,5 @@
 """What all tests share: the CPU, one folder of compiled steps, and small engines that are ready to use."""
 
-import gc
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
+from compiled_programs import ENGINES, let_go_of_programs_if_many  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -34,10 +34,6 @@ def anyio_backend():
 def tiny_model_path():
     """A complete Hugging Face folder: two layers, 288 tokens, a byte-level tokenizer and a ChatML template."""
     return GOLDEN / "llama" / "llama_gqa_tied"
-
-
-#: What :func:`make_engine` has made, by its settings.
-_ENGINES = {}
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +51,12 @@ def make_engine(tiny_model_path):
             "max_sequence_length": 256, "prefill_chunk_size": 64, "debug": True, **settings,
         }  # fmt: skip
         key = tuple(sorted(settings.items()))
-        if key not in _ENGINES:
-            _ENGINES[key] = InferenceEngine.new_sync(EngineConfig(**settings))
-        return _ENGINES[key]
+        if key not in ENGINES:
+            ENGINES[key] = InferenceEngine.new_sync(EngineConfig(**settings))
+        return ENGINES[key]
 
     yield make
-    for engine in _ENGINES.values():
+    for engine in ENGINES.values():
         engine.close()
 
 
@@ -108,18 +104,5 @@ def demo_model_path():
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_memory_maps():
-    """Let go of compiled programs before they are too many for one process: Linux gives it 65,530 maps, and XLA
-    crashes where it gets no more."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        import jax
-
-        # an engine would compile its programs anew, and no warm-up would do it: who asks for one gets a fresh one.
-        # Those with a script are held for the whole run by fixtures.
-        for key, engine in list(_ENGINES.items()):
-            if not dict(key)["model_path"].startswith("scripted:"):
-                del _ENGINES[key]
-                engine.close()
-        jax.clear_caches()
-        gc.collect()
+    let_go_of_programs_if_many()

@@ -50,8 +50,9 @@ def test_logits_and_greedy_tokens(case, pytestconfig):
                 assert assert_greedy(engine.generate_sync(prompt, greedy).tokens, expected, length) == 16
 
 
-def test_the_demo_model(demo_model_path, pytestconfig):
-    """SmolLM2 in f32 on 16 prompts: the last logits, every position's logsumexp, and 64 greedy tokens."""
+@pytest.mark.parametrize("prompts", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_the_demo_model(demo_model_path, pytestconfig, prompts):
+    """SmolLM2 in f32: the last logits, every position's logsumexp, and 64 greedy tokens."""
     expected = np.load(golden(pytestconfig, "smollm2.npz"))
     engine = InferenceEngine.new_sync(
         EngineConfig(
@@ -61,7 +62,7 @@ def test_the_demo_model(demo_model_path, pytestconfig):
     )  # fmt: skip
     greedy = GenerationParams(max_tokens=64, temperature=0.0, ignore_eos=True)
     with engine:
-        streams = [engine.generate_stream_sync(expected[f"prompt_{i}"].tolist(), greedy) for i in range(16)]
+        streams = [engine.generate_stream_sync(expected[f"prompt_{i}"].tolist(), greedy) for i in range(prompts)]
         for index, stream in enumerate(streams):
             prompt = expected[f"prompt_{index}"]
             assert_greedy(stream.finish().tokens, expected, index, difference=2e-3)
