@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from cvllm_jax import ConfigError, EngineConfig, GenerationParams, InferenceEngine, QuantizationConfig
 from cvllm_jax.checkpoints.checkpoint import open_checkpoint
 from cvllm_jax.engine.devices import mesh_of
 from cvllm_jax.engine.loading import open_model, place_weights
 from cvllm_jax.engine.scoring import prompt_logits
-from cvllm_jax.models.layers import WeightLayout
+from cvllm_jax.models.layers import Weighted, WeightLayout
+from cvllm_jax.models.quantizing import quantize_weights
 from cvllm_jax.models.registry import family_for
 
 PROMPT = [7, 30, 121, 5, 64, 200, 13, 2, 90, 41]
@@ -70,6 +72,23 @@ def test_every_family_can_be_quantized(method, pytestconfig):
         before, wide = matrices(plain), matrices(small)
         # embeddings stay under fp8; some norms have a gain for each dimension of each head
         assert sum(wide.values()) < sum(before.values()) * (0.6 if method == "fp8" else 0.02), folder.name
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "qwen3_next", "mixtral"])
+def test_int4_leaves_what_makes_queries_keys_and_values_in_int8(name, pytestconfig):
+    """As it does embeddings: there it would cost the most, for the fewest bytes."""
+    with open_checkpoint(pytestconfig.rootpath / "tests" / "golden" / "families" / name) as checkpoint:
+        family = family_for(checkpoint.config)
+        model = nnx.eval_shape(lambda: family.module(family.config(checkpoint.config), jnp.float32))
+    quantize_weights(model, WeightLayout(method="int4", group_size=4, offsets=True))
+    methods = {"int8": set(), "int4": set()}
+    for path, part in nnx.iter_modules(model):
+        if isinstance(part, Weighted) and part.layout is not None:
+            assert part.layout.group_size == {"int8": None, "int4": 4}[part.layout.method]
+            methods[part.layout.method].add(path[-1])
+    assert methods["int4"] & {"gate_up", "up"} and "down" in methods["int4"] and "output" in methods["int4"]
+    assert methods["int8"] >= {"embed"} and methods["int8"] & {"qkv", "kv_a"}
+    assert not (methods["int8"] & methods["int4"])
 
 
 def matrices(weights):
