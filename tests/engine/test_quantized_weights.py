@@ -56,7 +56,9 @@ def test_an_engine_says_nearly_what_it_would_unquantized(method, tiny_model_path
     assert {str(leaf.dtype) for leaf in leaves} >= {"int8" if method == "int8" else "uint8"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["int4", pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp8", marks=pytest.mark.slow)]
+)
 def test_every_family_can_be_quantized(method, pytestconfig):
     """All of a model's matrices shrink, whatever the family; what the numbers become is tested with the loader."""
     mesh, layout = mesh_of(jax.devices("cpu")[:1]), WeightLayout(method=method)
