@@ -142,7 +142,7 @@ async def _ask(
 
 def _take(event: dict[str, Any], outcome: Outcome, moment: float) -> None:
     """One event of a stream: text, reasoning, the usage at the end, or an error."""
-    if "error" in event:
+    if event.get("error") is not None:
         outcome.error = json.dumps(event["error"])[:KEPT_TEXT]
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}

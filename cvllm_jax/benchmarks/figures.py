@@ -60,6 +60,7 @@ def summarize(
     """
     limits = limits or Limits()
     good = [outcome for outcome in outcomes if outcome.error is None]
+    first_limit, token_limit = (math.inf if ms is None else ms for ms in (limits.first_token_ms, limits.token_ms))
     late = {id(o): 0.0 if held_back else max(0.0, o.sent - o.arrival) for o in good}
     firsts = {id(o): 1e3 * (late[id(o)] + o.texts[0]) for o in good if o.texts}
     each = {
@@ -71,8 +72,8 @@ def summarize(
     within = [
         o
         for o in good
-        if firsts.get(id(o), 0.0) <= (limits.first_token_ms or math.inf)
-        and each.get(id(o), 0.0) <= (limits.token_ms or math.inf)
+        if firsts.get(id(o), 0.0) <= first_limit
+        and each.get(id(o), 0.0) <= token_limit
     ]
     output = sum(o.output_tokens for o in good)
     return Summary(

@@ -1,1 +1,1 @@
-"""The command line: ``cvllm-jax serve | chat | generate | doctor | demo``."""
+"""The command line: ``cvllm-jax serve | chat | generate | bench | convert | doctor | demo``."""

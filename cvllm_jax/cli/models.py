@@ -29,7 +29,7 @@ _FORMATS = (
 
 _ROUNDED = (
     ("--quantization int8, int4, fp8", "every family", "products in float64; perplexity (docs/quantization.md)"),
-    ("--kv-cache-dtype int8, fp8", "every causal family", "attention in float32; KL (docs/quantization.md)"),
+    ("--kv-cache-dtype int8, fp8", "every causal family", "attention in float64; KL (docs/quantization.md)"),
 )
 
 

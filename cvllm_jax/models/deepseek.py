@@ -20,7 +20,7 @@ from cvllm_jax.models.layers.latent_attention import LatentAttention
 from cvllm_jax.models.layers.moe import Experts, Glu, Groups, MoeBlock, MoeMlp, Router
 
 __all__ = [
-    "Deepseek", "DeepseekConfig", "DeepseekV2Config", "DeepseekV3Config", "dense_mlp", "latent_options",
+    "V3_DEFAULTS", "Deepseek", "DeepseekConfig", "DeepseekV2Config", "DeepseekV3Config", "dense_mlp", "latent_options",
     "layers_behind_dense_ones", "mixture", "read_deepseek_v3", "read_groups",
 ]  # fmt: skip
 
@@ -38,7 +38,8 @@ _V2 = {
     "v_head_dim": 128,
     "moe_intermediate_size": 1407,
 }
-_V3 = {
+#: What a ``config.json`` of V3 leaves out; also of families that are built like it.
+V3_DEFAULTS = {
     "max_position_embeddings": 4096,
     "first_k_dense_replace": 3,
     "kv_lora_rank": 512,
@@ -106,7 +107,7 @@ class DeepseekV3Config(DeepseekConfig):
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> DeepseekConfig:
         """From the keys of a Hugging Face ``config.json``; options that are not ported are refused."""
-        return DeepseekConfig(**read_deepseek_v3(ConfigReader(config, _V3)))
+        return DeepseekConfig(**read_deepseek_v3(ConfigReader(config, V3_DEFAULTS)))
 
 
 def read_deepseek_v3(read: ConfigReader) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from jaxtyping import Array, Float
 
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.decoder import Decoder
-from cvllm_jax.models.deepseek import DeepseekConfig, dense_mlp, latent_options, mixture, read_deepseek_v3
+from cvllm_jax.models.deepseek import (
+    V3_DEFAULTS,
+    DeepseekConfig,
+    dense_mlp,
+    latent_options,
+    mixture,
+    read_deepseek_v3,
+)  # fmt: skip
 from cvllm_jax.models.layers import BlockBatch, RmsNorm, RopeTables
 from cvllm_jax.models.layers.indexed_attention import IndexedAttention, IndexedBlock, Indexer
 from pallas_kernels.kv_write import KvPages
@@ -23,20 +30,8 @@ from pallas_kernels.kv_write import KvPages
 __all__ = ["DeepseekV32", "DeepseekV32Config", "GlmMoeDsaConfig"]
 
 _DEFAULTS = {
+    **V3_DEFAULTS,
     "max_position_embeddings": 163_840,
-    "first_k_dense_replace": 3,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 8,
-    "n_group": 8,
-    "topk_group": 4,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "routed_scaling_factor": 2.5,
-    "v_head_dim": 128,
-    "moe_intermediate_size": 2048,
     "index_topk": 2048,
     "index_head_dim": 128,
     "index_n_heads": 64,

@@ -11,23 +11,13 @@ from typing import Any
 
 from cvllm_jax.models.config_reading import ConfigReader
 from cvllm_jax.models.decoder import read_experts
-from cvllm_jax.models.qwen3_next import Qwen3NextConfig, read_hybrid
+from cvllm_jax.models.qwen3_next import HYBRID_DEFAULTS, Qwen3NextConfig, read_hybrid
 
 __all__ = ["Qwen35Config", "Qwen35MoeConfig"]
 
-_DEFAULTS = {
-    "head_dim": 256,
-    "max_position_embeddings": 32768,
-    "partial_rotary_factor": 0.25,
-    "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 32,
-}
-_DENSE_DEFAULTS = {**_DEFAULTS, "num_key_value_heads": 4}
+_DENSE_DEFAULTS = {**HYBRID_DEFAULTS, "num_key_value_heads": 4}
 _MOE_DEFAULTS = {
-    **_DEFAULTS,
+    **HYBRID_DEFAULTS,
     "num_key_value_heads": 2,
     "intermediate_size": 1,  # no layer has it
     "num_experts": 256,

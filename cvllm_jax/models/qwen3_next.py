@@ -22,13 +22,13 @@ from cvllm_jax.models.layers.moe import Experts, Glu, MoeBlock, MoeMlp, Router
 from cvllm_jax.models.qwen2_moe import layers_with_experts
 from cvllm_jax.models.recurrent import RecurrentLayers
 
-__all__ = ["Qwen3Next", "Qwen3NextConfig", "read_hybrid"]
+__all__ = ["HYBRID_DEFAULTS", "Qwen3Next", "Qwen3NextConfig", "read_hybrid"]
 
 #: The kind of layers that do not attend, as ``layer_types`` names it.
 LINEAR = "linear_attention"
 
-_DEFAULTS = {
-    "num_key_value_heads": 2,
+#: What a ``config.json`` leaves out in all families of this kind.
+HYBRID_DEFAULTS = {
     "head_dim": 256,
     "max_position_embeddings": 32768,
     "partial_rotary_factor": 0.25,
@@ -37,6 +37,10 @@ _DEFAULTS = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
+}
+_DEFAULTS = {
+    **HYBRID_DEFAULTS,
+    "num_key_value_heads": 2,
     "num_experts": 512,
     "num_experts_per_tok": 10,
     "moe_intermediate_size": 512,

@@ -8,30 +8,13 @@ import pytest
 from answers import random_answer, takes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patch_grammar import PATCH_GRAMMAR
 
 from cvllm_jax.grammar import GrammarError, LarkGrammar, TextGrammar
 from cvllm_jax.grammar.embedded import in_json_string, up_to
 
-PATCH = r"""
-start: begin_patch hunk+ end_patch
-begin_patch: "*** Begin Patch" LF
-end_patch: "*** End Patch" LF?
-
-hunk: add_hunk | delete_hunk | update_hunk
-add_hunk: "*** Add File: " filename LF add_line+
-delete_hunk: "*** Delete File: " filename LF
-update_hunk: "*** Update File: " filename LF change_move? change?
-filename: /(.+)/
-add_line: "+" /(.*)/ LF -> line
-change_move: "*** Move to: " filename LF
-change: (change_context | change_line)+ eof_line?
-change_context: ("@@" | "@@ " /(.+)/) LF
-change_line: ("+" | "-" | " ") /(.*)/ LF
-eof_line: "*** End of File" LF
-%import common.LF
-"""
 GRAMMARS = {
-    "patch": PATCH,
+    "patch": PATCH_GRAMMAR,
     "sums": "start: sum\nsum: (sum /[+-]/)? part\npart: INT | \"(\" sum \")\"\n%import common.INT\n%ignore /[ \\n]+/",
     "strings": 'start: (ESCAPED_STRING ";")*\n%import common.ESCAPED_STRING\n%import common (WS, CR)\n%ignore WS',
     "lines": 'start: line{1,4}\nline: /[^\\n]*/ "\\n"',

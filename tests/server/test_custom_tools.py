@@ -8,32 +8,12 @@ import pytest
 from conftest import wait_until_idle
 from live_server import live_server
 from openai.types.responses import ResponseCustomToolCall
+from patch_grammar import PATCH_GRAMMAR
 from responses_api import ResponsesApi, call, kinds, output_types, text_of
 
 from server.settings import ServerSettings
 
-#: The grammar of patches, as coding agents send it.
-PATCH_GRAMMAR = r"""start: begin_patch hunk+ end_patch
-begin_patch: "*** Begin Patch" LF
-end_patch: "*** End Patch" LF?
-
-hunk: add_hunk | delete_hunk | update_hunk
-add_hunk: "*** Add File: " filename LF add_line+
-delete_hunk: "*** Delete File: " filename LF
-update_hunk: "*** Update File: " filename LF change_move? change?
-
-filename: /(.+)/
-add_line: "+" /(.*)/ LF -> line
-
-change_move: "*** Move to: " filename LF
-change: (change_context | change_line)+ eof_line?
-change_context: ("@@" | "@@ " /(.+)/) LF
-change_line: ("+" | "-" | " ") /(.*)/ LF
-eof_line: "*** End of File" LF
-
-%import common.LF
-"""
-#: The same as a pattern, to judge by.
+#: The grammar of patches as a pattern, to judge by.
 LINES = r"(?:(?:@@(?: .+)?|[+\- ].*)\n)"
 HUNK = (
     r"(?:\*{3} Add File: .+\n(?:\+.*\n)+|\*{3} Delete File: .+\n"
