@@ -2,8 +2,8 @@
 
 - Matrices of layers (:class:`~cvllm_jax.models.layers.Linear`), also those of experts, take the layout that was asked
   for. Those of experts are in bytes, so that XLA reads the experts that some token has and no others.
-- Under int4 what makes queries, keys and values is int8 with one scale a row: 7 % of the matrices' bytes in
-  Qwen2.5-0.5B, and more of the loss than any other kind (``docs/quantization.md``).
+- Under int4 the matrices of attention are int8 with one scale a row: 12 % of the matrices' bytes in Qwen2.5-0.5B,
+  and more than half of the loss (``docs/quantization.md``).
 - Embeddings and the output head are int8 with one scale a token, under int8 and int4: they decide between tokens
   that are nearly alike, and four bits would cost more there than in all layers. They stay as they are under fp8.
 - Norms, biases and routers stay as they are.
@@ -23,8 +23,8 @@ from cvllm_jax.models.layers.moe import ExpertLinear
 
 __all__ = ["CannotQuantizeError", "Layouts", "quantize_weights"]
 
-#: What makes queries, keys and values, in the layers of all families.
-_MAKES_QUERIES_KEYS_VALUES = frozenset({"qkv", "qkvz", "q", "q_a", "k", "kv_a"})
+#: Attention's matrices, in the layers of all families.
+_OF_ATTENTION = frozenset({"qkv", "qkvz", "q", "q_a", "k", "kv_a", "output"})
 
 #: One layout for all matrices of layers, or those of some weights by their dotted paths; None: plain numbers.
 type Layouts = WeightLayout | Mapping[str, WeightLayout] | None
@@ -63,5 +63,5 @@ def _layout_of(
     by_row = WeightLayout(method="int8", implementation=layouts.implementation)
     if isinstance(module, Embedding) or path == "head":
         return None if layouts.method == "fp8" else by_row
-    is_delicate = layouts.method == "int4" and path.rpartition(".")[2] in _MAKES_QUERIES_KEYS_VALUES
+    is_delicate = layouts.method == "int4" and path.rpartition(".")[2] in _OF_ATTENTION
     return by_row if is_delicate else layouts

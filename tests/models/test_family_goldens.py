@@ -49,7 +49,7 @@ def core(case):
     return pytest.param(case, marks=pytest.mark.slow if f"{case}_options" in CASES else ())
 
 
-@pytest.mark.parametrize("case", map(core, CASES))
+@pytest.mark.parametrize("case", [core(case) for case in CASES])
 def test_family(case):
     folder = GOLDEN / case
     expected = np.load(folder / "expected.npz")
