@@ -1,7 +1,8 @@
 # Everything runs in .venv, which the first target that needs it builds. PYTHON=... names the interpreter
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-jax-floor test-clients test-mcp test-text test-gpu lint pins bench bench-gpu clean
+.PHONY: help serve test test-jax-floor test-clients test-mcp test-text test-gpu lint pins bench bench-peers \
+	bench-transformers bench-gpu clean
 
 BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
@@ -52,7 +53,15 @@ lint:  ## ruff, and mypy's strict mode on the packages
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 
-bench:  ## compare with transformers on this machine; needs REFERENCE_PYTHON=... (bench/README.md)
+bench:  ## compare with llama.cpp on this machine's CPU, in under 15 minutes; needs make bench-peers once
+	@deploy/venv.sh server bench
+	@$(BIN)/python -m bench.cpu $(ARGS)
+
+bench-peers:  ## install what make bench compares with; two C++ builds (bench/README.md)
+	@deploy/venv.sh server bench
+	@$(BIN)/python -m bench.peers.install
+
+bench-transformers:  ## compare with transformers; needs REFERENCE_PYTHON=... (bench/README.md)
 	@deploy/venv.sh server
 	@$(BIN)/python -m bench.compare_transformers --reference-python "$(REFERENCE_PYTHON)" $(ARGS)
 

@@ -1,11 +1,12 @@
 """Tokens a second beside transformers on the CPU, in one run (Linux only).
 
-``make bench REFERENCE_PYTHON=...``, or ``python -m bench.compare_transformers --help``. Every engine has a
+``make bench-transformers REFERENCE_PYTHON=...``, or ``python -m bench.compare_transformers --help``. Every engine has a
 process of its own and stays loaded; each round measures every workload on every engine in turn, so that a
 machine that gets slower or faster meets all of them. The record keeps every sample.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -52,7 +53,8 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     model, reference = str(arguments.model.absolute()), os.path.abspath(arguments.reference_python)
     commands = {
-        f"cvllm-jax {dtype}": [sys.executable, "-m", "bench.ours", model, dtype] for dtype in arguments.dtypes
+        f"cvllm-jax {dtype}": [sys.executable, "-m", "bench.ours", model, json.dumps({"dtype": dtype})]
+        for dtype in arguments.dtypes
     } | {
         f"transformers {dtype}": [reference, "-m", "bench.reference", model, dtype, str(arguments.threads)]
         for dtype in ("float32", "bfloat16")
@@ -87,7 +89,7 @@ def measure(workers: Mapping[str, Worker], jobs: Sequence[Case], rounds: int) ->
     for round_number in range(rounds + 1):
         for job in jobs:
             for name, worker in workers.items():
-                rate = worker.rate(asdict(job))
+                rate, _ = worker.run(asdict(job))
                 if round_number:
                     samples[job.name][name].append(round(rate, 2))
         print(f"round {round_number} of {rounds} done", flush=True)

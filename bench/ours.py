@@ -1,6 +1,7 @@
-"""Worker: this engine through its public API. ``python -m bench.ours MODEL DTYPE``."""
+"""Worker: this engine through its public API. ``python -m bench.ours MODEL OPTIONS``, of EngineConfig as JSON."""
 
 import asyncio
+import json
 import sys
 import time
 from typing import Any
@@ -12,17 +13,19 @@ from cvllm_jax.benchmarks.in_process import Case, run_case
 
 
 def start() -> tuple[Measure, dict[str, Any]]:
-    model, dtype = sys.argv[1:]
-    config = EngineConfig(model_path=model, dtype=dtype, enable_prefix_caching=False)
+    model, options = sys.argv[1:]
+    # a prompt that is there again in the next round must be read again
+    config = EngineConfig(model_path=model, **json.loads(options), enable_prefix_caching=False)
     began = time.perf_counter()
     engine = InferenceEngine.new_sync(config)
     facts = {
         "versions": versions(["jax", "flax", "numpy"]),
         "dtype": engine.model_info().dtype,
+        "quantization": engine.model_info().quantization,
         "seconds_to_ready": round(time.perf_counter() - began, 2),
     }
 
-    def measure(job: dict[str, Any]) -> tuple[int, float]:
+    def measure(job: dict[str, Any]) -> tuple[int, float, list[list[int]]]:
         return asyncio.run(run_case(engine, Case(**job)))
 
     return measure, facts

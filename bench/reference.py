@@ -16,7 +16,7 @@ from bench.worker import Measure, work
 
 
 @torch.inference_mode()
-def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float]:
+def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float, list[list[int]]]:
     prompts, new_tokens = job["prompts"], job["outputs"][0]
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
@@ -29,9 +29,10 @@ def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float]:
     start = time.perf_counter()
     step = model(tokens, **batch, use_cache=True, logits_to_keep=1)
     best = step.logits[:, -1:].argmax(-1)
+    answers = [best]
     started = time.perf_counter()
     if job["phase"] == "prefill":
-        return tokens.numel(), started - start
+        return tokens.numel(), started - start, best.tolist()
     for _ in range(new_tokens - 1):
         if batch:
             one = torch.ones(len(prompts), 1, dtype=torch.long)
@@ -41,7 +42,8 @@ def run(model: torch.nn.Module, job: dict[str, Any]) -> tuple[int, float]:
             }
         step = model(best, **batch, past_key_values=step.past_key_values, use_cache=True)
         best = step.logits[:, -1:].argmax(-1)
-    return len(prompts) * (new_tokens - 1), time.perf_counter() - started
+        answers.append(best)
+    return len(prompts) * (new_tokens - 1), time.perf_counter() - started, torch.cat(answers, 1).tolist()
 
 
 def start() -> tuple[Measure, dict[str, Any]]:

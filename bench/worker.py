@@ -7,12 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Given a job, the number of tokens and the seconds they took.
-Measure = Callable[[dict[str, Any]], tuple[int, float]]
+#: Given a job, the number of tokens, the seconds they took and each sequence's new tokens.
+Measure = Callable[[dict[str, Any]], tuple[int, float, list[list[int]]]]
 
 
 def work(start: Callable[[], tuple[Measure, dict[str, Any]]]) -> None:
@@ -28,22 +28,26 @@ def work(start: Callable[[], tuple[Measure, dict[str, Any]]]) -> None:
 class Worker:
     """The driver's side."""
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None, log: Any = None
+    ) -> None:
         self._process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            env=os.environ | dict(environment or {}),
+        )  # fmt: skip
         self.facts: dict[str, Any] = self._answer()
 
-    def rate(self, job: dict[str, Any]) -> float:
-        """Tokens a second over one job."""
+    def run(self, job: dict[str, Any]) -> tuple[float, list[list[int]]]:
+        """Tokens a second over one job, and each sequence's new tokens."""
         assert self._process.stdin is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
-        tokens, seconds = self._answer()
-        return tokens / seconds
+        tokens, seconds, answers = self._answer()
+        return tokens / seconds, answers
 
     def close(self) -> None:
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
     def _answer(self) -> Any:

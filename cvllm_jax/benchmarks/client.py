@@ -74,7 +74,8 @@ async def measure(
 
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     places = asyncio.Semaphore(concurrency) if concurrency else None
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    # a connection each: a server may close an idle one while the next request is on its way
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     done = 0
     async with httpx2.AsyncClient(
         base_url=target.url.rstrip("/") + "/", headers=headers, timeout=target.timeout, limits=limits

@@ -95,8 +95,8 @@ def chat_tokens(engine: InferenceEngine) -> Callable[[int, int], list[int]]:
     return tokens
 
 
-async def run_case(engine: InferenceEngine, case: Case) -> tuple[int, float]:
-    """Tokens, and the seconds that they took.
+async def run_case(engine: InferenceEngine, case: Case) -> tuple[int, float, list[list[int]]]:
+    """Tokens, the seconds that they took, and each sequence's new tokens.
 
     Raises:
       ConfigError: a prompt and its answer are longer than the engine's limit.
@@ -106,12 +106,14 @@ async def run_case(engine: InferenceEngine, case: Case) -> tuple[int, float]:
         if limit is not None and len(prompt) + output > limit:
             raise ConfigError(f"{case.name} needs {len(prompt) + output} tokens, and the engine's limit is {limit}")
     start = time.perf_counter()
-    arrivals = await asyncio.gather(*map(_arrivals, itertools.repeat(engine), case.prompts, case.outputs))
+    streams = await asyncio.gather(*map(_stream, itertools.repeat(engine), case.prompts, case.outputs))
+    arrivals = [[moment for _, moment in stream] for stream in streams]
+    answers = [[token for token, _ in stream] for stream in streams]
     if case.phase == "prefill":
-        return sum(map(len, case.prompts)), max(times[0] for times in arrivals) - start
+        return sum(map(len, case.prompts)), max(times[0] for times in arrivals) - start, answers
     begin = start if case.phase == "throughput" else max(times[0] for times in arrivals)
     later = [moment for times in arrivals for moment in times if moment > begin]
-    return len(later), max(later) - begin
+    return len(later), max(later) - begin, answers
 
 
 def sample(engine: InferenceEngine, measured: Sequence[Case], rounds: int) -> dict[str, Samples]:
@@ -119,16 +121,17 @@ def sample(engine: InferenceEngine, measured: Sequence[Case], rounds: int) -> di
     samples = {case.name: Samples() for case in measured}
     for number in range(rounds + 1):
         for case in measured:
-            tokens, seconds = asyncio.run(run_case(engine, case))
+            tokens, seconds, _ = asyncio.run(run_case(engine, case))
             if number:
                 samples[case.name].values.append(tokens / seconds)
     return samples
 
 
-async def _arrivals(engine: InferenceEngine, prompt: list[int], new_tokens: int) -> list[float]:
-    """When each token of one stream reached its reader."""
+async def _stream(engine: InferenceEngine, prompt: list[int], new_tokens: int) -> list[tuple[int, float]]:
+    """The tokens of one stream, and when each reached its reader."""
     params = GenerationParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
-    times = [time.perf_counter() async for update in engine.generate_stream(prompt, params) if update.token is not None]
-    if len(times) != new_tokens:
-        raise RuntimeError(f"{new_tokens} tokens were asked for, and {len(times)} came")
-    return times
+    stream = engine.generate_stream(prompt, params)
+    found = [(update.token, time.perf_counter()) async for update in stream if update.token is not None]
+    if len(found) != new_tokens:
+        raise RuntimeError(f"{new_tokens} tokens were asked for, and {len(found)} came")
+    return found

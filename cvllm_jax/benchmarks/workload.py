@@ -38,10 +38,12 @@ class Lengths:
       prompt, output: fixed lengths; None draws both from the lengths of conversations, see
         :func:`conversation_lengths`. A prompt's length is approximate, since it is made of words and each server has a
         tokenizer of its own: what was really read stands in the result.
+      longest: of the conversations only those whose answers have no more tokens than this.
     """
 
     prompt: int | None = None
     output: int | None = None
+    longest: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Lengths:
@@ -61,7 +63,8 @@ class Lengths:
         """Tokens of prompt and answer for one request after another, without end."""
         if self.prompt is not None and self.output is not None:
             return itertools.repeat((self.prompt, self.output))
-        return itertools.cycle(conversation_lengths())
+        longest = math.inf if self.longest is None else self.longest
+        return itertools.cycle([pair for pair in conversation_lengths() if pair[1] <= longest])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
