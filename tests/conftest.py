@@ -53,6 +53,7 @@ def make_engine(tiny_model_path):
         key = tuple(sorted(settings.items()))
         if key not in ENGINES:
             ENGINES[key] = InferenceEngine.new_sync(EngineConfig(**settings))
+            ENGINES[key].wait_until_warm()
         return ENGINES[key]
 
     yield make

@@ -22,6 +22,7 @@ from cvllm_jax.models.registry import ModelConfig
 __all__ = [
     "StepShapes",
     "available_memory",
+    "cache_sharding",
     "claim_gpu_memory",
     "cpu_multiplies_bf16",
     "find_device",
@@ -32,6 +33,9 @@ __all__ = [
     "return_freed_memory",
     "step_shapes",
 ]
+
+#: Most rows of the decode step that a CPU's engine is ready with.
+FIRST_ROWS = 4
 
 _PLATFORMS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "metal": ("mps", "METAL", "metal")}
 
@@ -93,6 +97,10 @@ class StepShapes:
     """Steps in one go: 1, and the setting if it is more."""
     warm_up_runs: int
     """How often each step runs before it is at its best."""
+    first_prefill: int | None = None
+    """Blocks of the prefill step that, with ``first_decode``, serves any request, in several runs where they are many;
+    an engine is ready with these two, and a thread loads the others. None: an engine is ready with all of them."""
+    first_decode: int = 0
 
 
 def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
@@ -102,16 +110,22 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
     query_block = 128 if gpu else 64
     forms = (Form.GREEDY, Form.STRAIGHT) if gpu else (Form.CONDITIONAL,)
     steps = tuple(sorted({1, config.decode_steps}))
+    prefill_blocks = _sizes(-(-config.prefill_chunk_size // query_block), 3)
+    # a GPU waits for the weights, whatever the number of rows, and loses little by padding
+    decode_rows = _sizes(config.max_batch_size, 8 // len(forms) // len(steps))
     return StepShapes(
         query_block=query_block,
-        prefill_blocks=_sizes(-(-config.prefill_chunk_size // query_block), 3),
+        prefill_blocks=prefill_blocks,
         prefill_form=forms[-1],
-        # a GPU waits for the weights, whatever the number of rows, and loses little by padding
-        decode_rows=_sizes(config.max_batch_size, 8 // len(forms) // len(steps)),
+        decode_rows=decode_rows,
         decode_forms=forms,
         decode_steps=steps,
         # a CUDA graph is recorded by the second run and replayed by the third
         warm_up_runs=3 if gpu else 1,
+        # on a GPU XLA measures products while it compiles, and requests would be measured too. On a CPU one block of a
+        # prompt costs a token as little as many do, and four rows little more than one
+        first_prefill=None if gpu else prefill_blocks[0],
+        first_decode=max((rows for rows in decode_rows if rows <= FIRST_ROWS), default=decode_rows[0]),
     )
 
 
@@ -164,6 +178,11 @@ def return_freed_memory() -> None:
     """Give the heap's free pages back to the system: compiling the demo model's steps leaves 300 MB of them."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries do so by themselves, or cannot
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def cache_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Where the arrays of caches are: split by heads."""
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "tp"))
 
 
 def mesh_of(devices: Items[jax.Device]) -> jax.sharding.Mesh:

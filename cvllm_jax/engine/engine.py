@@ -202,6 +202,15 @@ class InferenceEngine(EngineLifetime):
         return self._loop.runner
 
     @property
+    def warming_up(self) -> bool:
+        """Whether a thread still loads steps: requests are served, in large batches not as fast as they will be."""
+        return self.runner.warming_up
+
+    def wait_until_warm(self, timeout: float | None = None) -> bool:
+        """Wait until every step is loaded, as before measuring; False if that took more than ``timeout`` seconds."""
+        return self.runner.wait_until_warm(timeout)
+
+    @property
     def failure(self) -> str | None:
         """Why the engine has stopped for good, or None while it works. What stops it is logged too."""
         return self._loop.failure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from cvllm_jax.engine.kernels import Geometry, empty_pages
@@ -18,7 +18,7 @@ __all__ = ["empty_caches"]
 
 def empty_caches(
     model: ModelConfig, geometry: Geometry, num_pages: Items[int], slots: int,
-    zeros: Callable[..., jax.Array] = jnp.zeros,
+    zeros: Callable[..., Any] = jnp.zeros,
 ) -> tuple[LayerCache, ...]:  # fmt: skip
     """The cache of each layer; ``zeros(shape, dtype)`` makes its arrays.
 

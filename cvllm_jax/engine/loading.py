@@ -6,13 +6,13 @@ import logging
 import math
 import operator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from cvllm_jax.checkpoints.cache import cache_dir
 from cvllm_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -27,17 +27,18 @@ from cvllm_jax.engine.devices import (
     geometry_of,
     mesh_of,
     resolve_dtype,
-    return_freed_memory,
     step_shapes,
 )
 from cvllm_jax.engine.kernels import choose_kernels
+from cvllm_jax.engine.outline import Outline, outline_weights
 from cvllm_jax.engine.pool_sizes import page_bytes, pages_for
-from cvllm_jax.engine.runner import Runner
-from cvllm_jax.engine.steps import RunnerSettings
-from cvllm_jax.engine.weight_layouts import method_of, rules_of, target_name, trials, weight_layouts
+from cvllm_jax.engine.programs import Programs, environment_key
+from cvllm_jax.engine.runner import Runner, buffer_structs
+from cvllm_jax.engine.steps import RunnerSettings, Steps
+from cvllm_jax.engine.warm_up import WarmUp
+from cvllm_jax.engine.weight_layouts import method_of, rules_of, trials, weight_layouts
 from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
-from cvllm_jax.models.layers import Weighted
-from cvllm_jax.models.quantizing import CannotQuantizeError, Layouts, quantize_weights
+from cvllm_jax.models.quantizing import Layouts
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
 from cvllm_jax.params import ModelInfo
 from cvllm_jax.testing import SCHEME, SCRIPTED, ScriptedCheckpoint, open_scripted
@@ -77,24 +78,54 @@ def load(config: EngineConfig) -> Loaded:
         WrongEngineError if the model does not generate text.
     """
     asked, device, dtype = prepare_device(config)
+    mesh = mesh_of([device])
     with open_model(config) as checkpoint:
         family = find_family(checkpoint, "causal")
         model_config = family.config({**checkpoint.config, "max_sequence_length": config.max_sequence_length})
-        tokenizer, chat_template = _text(checkpoint, model_config)
-        mesh = mesh_of([device])
         layouts = weight_layouts(config, checkpoint, dtype, device, family, model_config)
-        weights = place_weights(family, model_config, checkpoint, dtype, mesh, config, layouts)
+        outline = outline_weights(family, model_config, checkpoint, dtype, mesh, layouts)
+        prepare = partial(_prepare_steps, config, family, model_config, checkpoint.name, dtype, mesh, layouts, outline)
+        # a CPU's steps are loaded while the weights are read; on other devices weights decide how many pages there are
+        steps = prepare() if device.platform == "cpu" else None
+        tokenizer, chat_template = _text(checkpoint, model_config)
+        weights = place_weights(family, model_config, checkpoint, dtype, mesh, config, layouts, outline)
+    if steps is None:
+        steps = prepare()
+    settings = steps.settings
+    try:
+        runner = Runner(steps, weights.leaves, model_config, mesh, debug=config.debug)
+        if config.warmup:
+            runner.warm_up(config.progress)
+    except jax.errors.JaxRuntimeError as error:
+        size = sum(map(operator.mul, settings.num_pages, page_bytes(model_config, settings.geometry))) / 2**30
+        raise DeviceError(
+            f"the device failed while a KV cache of {size:.2f} GiB was set up and steps were compiled"
+            f"{free_memory(device)}: {str(error).splitlines()[0]}; "
+            "lower kv_cache_memory, max_batch_size or prefill_chunk_size"
+        ) from error
+    info = describe(
+        checkpoint, family, model_config, dtype, asked, settings.max_sequence_length, weights.parameters, layouts
+    )
+    return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
+
+
+def _prepare_steps(
+    config: EngineConfig, family: Family, model_config: ModelConfig, name: str, dtype: Any, mesh: Mesh,
+    layouts: Layouts, outline: Outline,
+) -> Steps:  # fmt: skip
+    """The steps of a model; on a CPU those that come first are being loaded."""
+    device = mesh.devices.flat[0]
     geometry = geometry_of(config, model_config, dtype)
     if geometry.experts is not None and layouts is not None:
         geometry = replace(geometry, experts=geometry.experts._replace(quantized=True))
-    store = cache_dir() if config.compilation_cache else None
     choices = choose_kernels(geometry, device, config.kernels, store=trials(config))
-    for name in ("attention", "kv_write", "experts"):
-        log.info("%s: %s, because %s", name, *getattr(choices, name))
+    for operation in ("attention", "kv_write", "experts"):
+        log.info("%s: %s, because %s", operation, *getattr(choices, operation))
     if config.enable_prefix_caching and model_config.recurrent is not None:
-        log.info("prefixes are not cached: %s has recurrent layers", checkpoint.name)
+        log.info("prefixes are not cached: %s has recurrent layers", name)
     shapes = step_shapes(config, device.platform)
-    num_pages, max_sequence_length = pages_for(config, model_config, geometry, device, shapes)
+    to_come = outline.nbytes if device.platform == "cpu" else 0
+    num_pages, max_sequence_length = pages_for(config, model_config, geometry, device, shapes, to_come=to_come)
     settings = RunnerSettings(
         max_batch_size=config.max_batch_size,
         max_sequence_length=max_sequence_length,
@@ -106,27 +137,18 @@ def load(config: EngineConfig) -> Loaded:
         kernels=choices.kernels,
         enable_cuda_graph=config.enable_cuda_graph,
     )
-    try:
-        key = f"{family.name} {dtype} {layouts}"
-        executables = None if store is None else store / "executables"
-        runner = Runner(
-            weights.graph, weights.treedef, weights.leaves, model_config, settings, mesh,
-            store=executables, model_key=key, debug=config.debug,
-        )  # fmt: skip
-        if config.warmup:
-            runner.warm_up(config.progress)
-            return_freed_memory()
-    except jax.errors.JaxRuntimeError as error:
-        size = sum(map(operator.mul, num_pages, page_bytes(model_config, geometry))) / 2**30
-        raise DeviceError(
-            f"the device failed while a KV cache of {size:.2f} GiB was set up and steps were compiled"
-            f"{free_memory(device)}: {str(error).splitlines()[0]}; "
-            "lower kv_cache_memory, max_batch_size or prefill_chunk_size"
-        ) from error
-    info = describe(
-        checkpoint, family, model_config, dtype, asked, max_sequence_length, weights.parameters, layouts
-    )
-    return Loaded(runner=runner, tokenizer=tokenizer, chat_template=chat_template, info=info)
+    store = cache_dir() if config.compilation_cache else None
+    model = f"{family.name} {dtype} {layouts}\n{model_config}\n{settings}"
+    key = f"{environment_key()}\n{device.platform} {device.device_kind}\n{model}"
+    steps = Steps(
+        outline.graph, outline.treedef, model_config.vocab_size, settings,
+        Programs(key, None if store is None else store / "executables"),
+        (outline.leaves, *buffer_structs(model_config, settings, mesh)),
+        autotune_cache=None if store is None else store / "autotune",
+    )  # fmt: skip
+    if config.warmup and shapes.first_prefill is not None:
+        WarmUp.prefetch(steps)
+    return steps
 
 
 def prepare_device(config: EngineConfig) -> tuple[Device, jax.Device, Any]:
@@ -176,47 +198,26 @@ def _text(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tokenizer, ChatTe
 
 def place_weights(
     family: Family, model_config: ModelConfig, checkpoint: Checkpoint, dtype: Any, mesh: Mesh, config: EngineConfig,
-    layouts: Layouts = None,
+    layouts: Layouts = None, outline: Outline | None = None,
 ) -> Weights:  # fmt: skip
     """Read every weight of the model onto the device, quantised to layouts or as it is.
+
+    Arguments:
+      outline: that of the model, where it was made before.
 
     Raises:
       ModelLoadError: the checkpoint's tensors do not fit the model.
       ConfigError: the model has weights that the layout does not fit.
       DeviceError: the weights do not fit into the device's memory.
     """
-
-    def make() -> nnx.Module:
-        model = family.module(model_config, dtype)
-        if layouts is not None:
-            quantize_weights(model, layouts)
-        return model
-
-    try:
-        abstract = nnx.eval_shape(make)
-    except CannotQuantizeError as error:
-        raise ConfigError(f"{checkpoint.name} cannot be quantized: {error}", param="quantization") from None
-    graph, state = nnx.split(abstract, nnx.Param)
-    paths, treedef = jax.tree_util.tree_flatten_with_path(state)
-    names, specs, structs = [], {}, {}
-    bytes_of = {
-        ".".join(map(str, path)): module.layout.bytes_of
-        for path, module in nnx.iter_modules(abstract)
-        if isinstance(module, Weighted) and module.layout is not None and module.layout.bytes_of is not None
-    }
-    for (path, leaf), parameter in zip(
-        paths, jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Param)), strict=True
-    ):
-        name = target_name(path)
-        names.append(name)
-        specs[name] = parameter.get_metadata("spec", P())
-        structs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    if outline is None:
+        outline = outline_weights(family, model_config, checkpoint, dtype, mesh, layouts)
+    graph, treedef, structs, shardings, bytes_of = outline
     try:
         if checkpoint.format == "dummy":
             weights = random_weights(structs, shardings, config.progress, bytes_of=bytes_of)
         elif isinstance(checkpoint, ScriptedCheckpoint):
-            weights = {name: jax.device_put(checkpoint.weights[name], shardings[name]) for name in names}
+            weights = {name: jax.device_put(checkpoint.weights[name], shardings[name]) for name in structs}
         elif isinstance(checkpoint, PreparedCheckpoint) and (checkpoint.layouts or layouts is None):
             weights = checkpoint.place(structs, shardings, config.progress)
         else:
@@ -226,17 +227,16 @@ def place_weights(
                 config.progress, bytes_of=bytes_of,
             )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
-        size = sum(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in structs.values()) / 2**30
         raise DeviceError(
-            f"the weights take {size:.1f} GiB on the device and did not fit{free_memory(mesh.devices.flat[0])}; "
-            f"choose a smaller model or dtype ({str(error).splitlines()[0]})"
+            f"the weights take {outline.nbytes / 2**30:.1f} GiB on the device and did not fit"
+            f"{free_memory(mesh.devices.flat[0])}; choose a smaller model or dtype ({str(error).splitlines()[0]})"
         ) from error
     parameters = sum(
         math.prod(structs[name].shape) * (1 if bytes_of.get(name, "fp8") == "fp8" else 2)
-        for name in names
+        for name in structs
         if not name.endswith((SCALES, OFFSETS))
     )
-    return Weights(graph, treedef, tuple(weights[name] for name in names), parameters)
+    return Weights(graph, treedef, tuple(weights[name] for name in structs), parameters)
 
 
 def describe(

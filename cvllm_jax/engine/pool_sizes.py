@@ -91,9 +91,13 @@ class PoolShares:
 
 
 def pages_for(
-    config: EngineConfig, model: ModelConfig, geometry: Geometry, device: jax.Device, shapes: StepShapes
-) -> tuple[tuple[int, ...], int]:
+    config: EngineConfig, model: ModelConfig, geometry: Geometry, device: jax.Device, shapes: StepShapes, *,
+    to_come: int = 0,
+) -> tuple[tuple[int, ...], int]:  # fmt: skip
     """Pages of each cache group, their padding pages included, and the longest sequence that is accepted.
+
+    Arguments:
+      to_come: bytes of weights that are not on the device yet.
 
     Raises:
       ConfigError: a size that was asked for does not fit.
@@ -109,7 +113,7 @@ def pages_for(
         )
     given = config.kv_cache_memory
     places = place_bytes(config, model, geometry)
-    budget = _automatic_bytes(config, device, sum(each), places) if given is None else given
+    budget = _automatic_bytes(config, device, sum(each), places, to_come) if given is None else given
     budget -= sum(each) + places  # of padding, and of recurrent layers
     shares = _shares(config, model, each, wanted, shapes)
     needed = config.max_sequence_length if config.max_sequence_length is not None else size
@@ -177,14 +181,15 @@ def _beside(places: int, config: EngineConfig) -> str:
     return f" beside {places} bytes for the states of {config.max_batch_size} sequences" if places else ""
 
 
-def _automatic_bytes(config: EngineConfig, device: jax.Device, each: int, places: int) -> int:
+def _automatic_bytes(config: EngineConfig, device: jax.Device, each: int, places: int, to_come: int) -> int:
     """What the pools may take where no size is given.
 
     Arguments:
       each: bytes of a page of every group.
       places: see :func:`place_bytes`; they are part of the result.
+      to_come: see :func:`pages_for`.
     """
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int((stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * GPU_SHARE)
-    return min(int(available_memory() * CPU_SHARE), (CPU_TOKENS // config.page_size + 1) * each + places)
+    return min(int((available_memory() - to_come) * CPU_SHARE), (CPU_TOKENS // config.page_size + 1) * each + places)

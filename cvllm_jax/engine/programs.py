@@ -14,6 +14,7 @@ import os
 import pickle
 import platform
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,7 @@ MAX_STORED = 200
 
 
 class Programs:
-    """Compiled programs by name.
+    """Compiled programs by name, for any number of threads: one makes a program, the others wait for it.
 
     Arguments:
       key: everything besides name and shapes that a program depends on.
@@ -45,6 +46,8 @@ class Programs:
         self._key = key
         self._folder = folder
         self._programs: dict[str, Any] = {}
+        self._being_made: dict[str, threading.Lock] = {}
+        self._changing = threading.Lock()
         self._forbidden = False
         self.compilations = 0
 
@@ -53,14 +56,18 @@ class Programs:
 
     def get(self, name: str, build: Callable[[], Any], options: dict[str, Any] | None = None) -> Any:
         """The program ``name``; ``build`` gives it lowered if it is neither in memory nor on disk."""
-        program = self._programs.get(name)
-        if program is None:
+        if (program := self._programs.get(name)) is not None:
+            return program
+        with self._being_made.setdefault(name, threading.Lock()):
+            if (program := self._programs.get(name)) is not None:  # another thread was at it
+                return program
             if self._forbidden:
                 raise GenerationError(f"step {name} is not compiled, and compiling is forbidden now")
             program = self._load(name) or self._compile(name, build, options)
-            self._programs[name] = program
-            self.compilations += 1
-        return program
+            with self._changing:
+                self._programs[name] = program
+                self.compilations += 1
+            return program
 
     def clear(self) -> None:
         """Let go of every program: on CPUs they hold hundreds of MB."""

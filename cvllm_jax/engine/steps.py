@@ -56,7 +56,7 @@ class Steps:
       graph, treedef: the model's structure.
       vocab_size: length of a row of logits.
       programs: where compiled steps are kept.
-      buffers: weights, cache and sampler state, for their shapes and places.
+      buffers: shapes, types and places of weights, cache and sampler state.
       autotune_cache: see :func:`cvllm_jax.engine.xla_options.compiler_options`.
     """
 
@@ -66,6 +66,8 @@ class Steps:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.programs = programs
+        self.only_loaded = False
+        """Whether a plan is cut to the sizes that are loaded, or waits for the one that fits."""
         self.words = -(-vocab_size // 32)
         """Words of a mask over the vocabulary."""
         self.decode_layouts = [
@@ -94,10 +96,7 @@ class Steps:
         self.admit_layout = AdmitLayout(settings.max_sequence_length, vocab_size, MAX_BIAS, MAX_END_TOKENS)
         self._graph, self._treedef, self._vocab_size = graph, treedef, vocab_size
         self._autotune_cache = autotune_cache
-        # not the arrays: they are donated, and a step may be compiled in another thread
-        self._buffers = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), buffers
-        )
+        self._buffers = buffers
         self._replicated = buffers[2].last_token.sharding
 
     def model(self, leaves: Items[jax.Array]) -> Model:
@@ -107,12 +106,14 @@ class Steps:
     # --- programs ---
 
     def decode(self, layout: DecodeLayout, form: Form, steps: int) -> Any:
+        name = self._decode_name(layout, form, steps)
+        return self._program(name, self._decode_step(layout, form, steps), layout.size, layout.rows, loops=steps > 1)
+
+    def _decode_name(self, layout: DecodeLayout, form: Form, steps: int) -> str:
         name = f"decode {layout.rows}"
         if len(self.settings.steps.decode_forms) > 1:
             name += f" {form.value}"
-        if steps > 1:
-            name += f" x{steps}"
-        return self._program(name, self._decode_step(layout, form, steps), layout.size, layout.rows, loops=steps > 1)
+        return name if steps == 1 else f"{name} x{steps}"
 
     def forward(self, layout: DecodeLayout) -> Any:
         def build() -> Any:
@@ -131,6 +132,24 @@ class Steps:
 
     def prefill(self, layout: PrefillLayout) -> Any:
         return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size, layout.blocks)
+
+    def decode_layout(self, rows: int, form: Form, steps: int) -> DecodeLayout:
+        """The smallest size that takes so many rows, or the largest there is."""
+        layouts = [
+            layout
+            for layout in self.decode_layouts
+            if not self.only_loaded or self._decode_name(layout, form, steps) in self.programs
+        ]
+        return next((layout for layout in layouts if layout.rows >= rows), layouts[-1])
+
+    def prefill_layout(self, blocks: int) -> PrefillLayout:
+        """The same for blocks of prompts."""
+        layouts = [
+            layout
+            for layout in self.prefill_layouts
+            if not self.only_loaded or f"prefill {layout.blocks}" in self.programs
+        ]
+        return next((layout for layout in layouts if layout.blocks >= blocks), layouts[-1])
 
     def admit(self) -> Any:
         return self._program("admit", self._admit_step, self.admit_layout.size)

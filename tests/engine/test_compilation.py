@@ -1,9 +1,13 @@
 """After warm-up nothing compiles, and no step copies the cache."""
 
+import threading
+
 import jax
 import pytest
 
 from cvllm_jax import EngineConfig, GenerationError, GenerationParams, InferenceEngine, InferenceRequest
+from cvllm_jax.engine.steps import Steps
+from cvllm_jax.engine.warm_up import WarmUp
 
 compiled = []
 
@@ -42,6 +46,7 @@ def workload(engine):
 @pytest.mark.parametrize("name", ["tiny_engine", "tight_engine"])
 def test_nothing_compiles_after_warm_up(request, name):
     engine = request.getfixturevalue(name)
+    assert engine.wait_until_warm(300)
     before, count = engine.stats().compilations, len(compiled)
     with engine.runner.programs.forbid_compile():
         workload(engine)
@@ -69,7 +74,9 @@ def test_the_counter_and_the_guard_notice_compilation(tiny_model_path):
 @pytest.mark.parametrize("decode_steps", [1, 5])
 def test_the_cache_is_updated_in_place(make_engine, decode_steps):
     """Every step aliases the whole cache and has no room for a copy of even one layer."""
-    runner = make_engine(decode_steps=decode_steps).runner
+    engine = make_engine(decode_steps=decode_steps)
+    assert engine.wait_until_warm(300)
+    runner = engine.runner
     settings, config = runner.settings, runner.config
     steps = settings.steps
     layer = 2 * settings.num_pages[0] * config.num_key_value_heads * settings.page_size * config.head_dim * 4
@@ -87,22 +94,86 @@ def test_the_cache_is_updated_in_place(make_engine, decode_steps):
         assert memory.temp_size_in_bytes < layer, name
 
 
-def test_a_second_engine_loads_what_the_first_compiled(tiny_engine):
-    """Executables are stored whole, so the next start neither traces nor compiles."""
+@pytest.fixture
+def second_engine(tiny_engine):
+    """Makes engines that find what ``tiny_engine`` has stored."""
+    assert tiny_engine.wait_until_warm(300)
+
+    def make(**settings):
+        config = tiny_engine.config
+        return InferenceEngine.new_sync(
+            EngineConfig(
+                model_path=config.model_path, device="cpu", dtype="f32", max_batch_size=16, max_sequence_length=256,
+                prefill_chunk_size=64, **settings,
+            )
+        )  # fmt: skip
+
+    return make
+
+
+def test_a_second_engine_neither_traces_nor_compiles(second_engine, monkeypatch):
+    """Executables are stored whole, and found by what they are made from."""
+
+    def trace(*_):
+        raise AssertionError("the step should have been loaded")
+
+    monkeypatch.setattr("cvllm_jax.engine.steps.Steps.model", trace)
     count = len(compiled)
     stages = []
-    config = tiny_engine.config
-    with InferenceEngine.new_sync(
-        EngineConfig(
-            model_path=config.model_path, device="cpu", dtype="f32", max_batch_size=16, max_sequence_length=256,
-            prefill_chunk_size=64, progress=lambda *stage: stages.append(stage),
-        )
-    ) as engine:  # fmt: skip
+    with second_engine(progress=lambda *stage: stages.append(stage)) as engine:
         assert engine.generate_sync([5], GenerationParams(max_tokens=3, ignore_eos=True)).tokens
+        assert engine.wait_until_warm(60)
+        steps = engine.runner.settings.steps
+        assert engine.stats().compilations == len(steps.decode_rows) + len(steps.prefill_blocks) + 1
     assert compiled[count:] == []
-    steps = engine.runner.settings.steps
-    total = len(steps.decode_rows) + len(steps.prefill_blocks) + 1
-    assert [stage for stage in stages if stage[0] == "compiling steps"][-1] == ("compiling steps", total, total)
+    assert [stage for stage in stages if stage[0] == "compiling steps"] == [
+        ("compiling steps", done, 3) for done in range(4)
+    ]
+
+
+def test_the_first_steps_serve_every_request(second_engine, tiny_engine, monkeypatch):
+    """While the others are withheld: long prompts, batches, all settings; with the tokens of a warm engine."""
+    go_on = threading.Event()
+    load_all = WarmUp._load_all
+    monkeypatch.setattr(WarmUp, "_load_all", lambda *arguments: (go_on.wait(60), load_all(*arguments)))
+    with second_engine(enable_prefix_caching=False, debug=True) as engine:
+        try:
+            first = engine.stats().compilations
+            assert engine.warming_up and not engine.wait_until_warm(0)
+            assert first == 3 and "decode 4" in engine.runner.programs and "decode 16" not in engine.runner.programs
+            with engine.runner.programs.forbid_compile():
+                workload(engine)
+                params = GenerationParams(max_tokens=6, temperature=1.0, seed=3, ignore_eos=True, logprobs=True)
+                prompts = [[200 + i] * (20 * i + 1) for i in range(11)]
+                streams = [engine.generate_stream_sync(prompt, params) for prompt in prompts]
+                outputs = [stream.finish() for stream in streams]
+            assert engine.stats().compilations == first
+        finally:
+            go_on.set()
+        assert [output.tokens for output in outputs] == [
+            tiny_engine.generate_sync(prompt, params).tokens for prompt in prompts
+        ]
+        assert engine.wait_until_warm(60) and not engine.warming_up
+        with engine.runner.programs.forbid_compile():
+            workload(engine)
+
+
+def test_an_engine_closes_while_its_steps_are_loaded(second_engine):
+    second_engine().close()
+
+
+def test_a_step_that_cannot_be_loaded_is_done_without(second_engine, monkeypatch):
+    def fail(self, layout, form, steps):
+        if layout.rows == 16:
+            raise RuntimeError("no memory for this one")
+        return decode(self, layout, form, steps)
+
+    decode = Steps.decode
+    monkeypatch.setattr(Steps, "decode", fail)
+    with second_engine() as engine:
+        assert engine.wait_until_warm(60)
+        workload(engine)
+        assert engine.generate_sync([5, 6], GenerationParams(max_tokens=2, ignore_eos=True)).tokens
 
 
 def test_a_forbidden_step_is_a_generation_error(tiny_engine):
