@@ -2,7 +2,7 @@
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-jax-floor test-clients test-mcp test-text test-gpu lint pins bench bench-peers \
-	bench-transformers bench-gpu clean
+	bench-truth bench-transformers bench-gpu clean
 
 BIN := .venv/bin
 # JAX's CUDA wheels are several GB: only where there is an NVIDIA driver.
@@ -60,6 +60,10 @@ bench:  ## compare with llama.cpp on this machine's CPU, in under 15 minutes; ne
 bench-peers:  ## install what make bench compares with; two C++ builds (bench/README.md)
 	@deploy/venv.sh server bench
 	@$(BIN)/python -m bench.peers.install
+
+bench-truth:  ## mean KL to float32 of what make bench compares, and of llama.cpp
+	@deploy/venv.sh server bench
+	@$(BIN)/python -m bench.truth $(ARGS)
 
 bench-transformers:  ## compare with transformers; needs REFERENCE_PYTHON=... (bench/README.md)
 	@deploy/venv.sh server

@@ -25,6 +25,8 @@ def start() -> tuple[Measure, dict[str, Any]]:
         "seconds_to_ready": round(time.perf_counter() - began, 2),
     }
 
+    engine.wait_until_warm()
+
     def measure(job: dict[str, Any]) -> tuple[int, float, list[list[int]]]:
         return asyncio.run(run_case(engine, Case(**job)))
 

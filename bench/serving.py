@@ -57,6 +57,7 @@ def constrained(model: str) -> dict[str, list[float]]:
     config = EngineConfig(model_path=model, max_batch_size=STREAMS, enable_prefix_caching=False)
     samples: dict[str, list[float]] = {"free": [], "any text": [], "JSON schema": []}
     with InferenceEngine(config) as engine:
+        engine.wait_until_warm()
         engine.compile_grammar(ANY_TEXT)
         while not engine.runner.halves:  # compiled when the first grammar comes
             time.sleep(0.1)

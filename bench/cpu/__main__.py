@@ -9,10 +9,11 @@ import os
 import time
 
 from bench import peers
+from bench.cpu.documents import newest, write
 from bench.cpu.models import MODELS
 from bench.cpu.offline import measure_offline
 from bench.cpu.serving import measure_serving
-from bench.cpu.table import text_table
+from bench.cpu.table import text_table, text_truth
 from bench.machine import ROOT, save, versions
 
 
@@ -59,10 +60,9 @@ def main() -> None:
         record["seconds"] = round(time.monotonic() - began)
         written = save(f"cpu-{name}", record)
         print(text_table(record))
+        print(text_truth(newest(f"truth-{name}")))
         print(f"written to {written.relative_to(ROOT)}", flush=True)
     if not arguments.no_documents:
-        from bench.cpu.documents import write
-
         for changed in write():
             print(f"wrote {changed.relative_to(ROOT)}")
 

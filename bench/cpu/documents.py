@@ -107,7 +107,7 @@ def truth_table(truth: Mapping[str, Any]) -> str:
     lines += [f"| {name} | {value:.4f} |" for name, value in truth["kl"].items()]
     return (
         f"How true the compared paths are, over {truth['positions']:,} positions of English text with the same weights "
-        f"({truth['date']}, `python -m bench.truth`):\n\n" + "\n".join(lines)
+        f"({truth['date']}, commit {truth['commit']}, `make bench-truth`):\n\n" + "\n".join(lines)
     )
 
 

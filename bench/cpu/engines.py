@@ -112,7 +112,8 @@ def _wait(name: str, process: subprocess.Popen[bytes], port: int) -> None:
             raise RuntimeError(f"{name} ended with status {process.returncode}; its words are in {LOGS}")
         try:
             with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                if answer.status == 200:
+                # our server serves with few steps at first, and says so
+                if answer.status == 200 and b"warming_up" not in answer.read():
                     return
         except (URLError, TimeoutError, ConnectionError):
             pass  # not yet

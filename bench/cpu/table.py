@@ -9,7 +9,7 @@ from typing import Any
 from bench.cpu.engines import OURS
 from bench.cpu.rows import ROWS, Row
 
-__all__ = ["best_peer", "markdown_table", "ratio", "ratio_cell", "text_table"]
+__all__ = ["best_peer", "markdown_table", "ratio", "ratio_cell", "text_table", "text_truth"]
 
 
 def best_peer(row: Row, engines: Mapping[str, Sequence[float]]) -> str | None:
@@ -81,3 +81,11 @@ def ratio_cell(row: Row, engines: Mapping[str, Sequence[float]], ours: str = OUR
 def markdown_table(record: Mapping[str, Any]) -> str:
     heading, lines = cells(record, ratio_cell)
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *lines))
+
+
+def text_truth(truth: Mapping[str, Any] | None) -> str:
+    """What ``bench.truth`` found last, in a line."""
+    if truth is None:
+        return "mean KL to float32: not measured; make bench-truth does it"
+    found = ", ".join(f"{name} {value:.4f}" for name, value in truth["kl"].items())
+    return f"mean KL to float32, {truth['positions']:,} positions, {truth['date']} at {truth['commit']}: {found}"

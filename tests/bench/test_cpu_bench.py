@@ -61,7 +61,7 @@ def test_documents_are_written_between_their_markers(record, tmp_path, monkeypat
     docs.mkdir()
     for date, title in (("2026-01-01", "Before"), ("2026-01-02", "A model")):
         (results / f"cpu-smollm2-135m-{date}-x.json").write_text(json.dumps({**record, "title": title}))
-    truth = {"date": "2026-01-02", "positions": 2000, "kl": {OURS: 0.0049, FAST: 0.0035}}
+    truth = {"date": "2026-01-02", "commit": "abc", "positions": 2000, "kl": {OURS: 0.0049, FAST: 0.0035}}
     (results / "truth-smollm2-135m-2026-01-02-x.json").write_text(json.dumps(truth))
     for path in (docs / "performance.md", tmp_path / "README.md"):
         path.write_text(f"before\n{documents.BEGIN}\nold\n{documents.END}\nafter\n")
@@ -76,6 +76,7 @@ def test_documents_are_written_between_their_markers(record, tmp_path, monkeypat
     assert "| cvllm-jax | 0.0049 |" in page and "commit abc, jax 1; medians" in page and "50%" in page
     documents.write()
     assert (docs / "performance.md").read_text() == page
+    assert table.text_truth(truth).endswith(f"2026-01-02 at abc: {OURS} 0.0049, {FAST} 0.0035")
 
 
 def test_answers_are_looked_at(tiny_engine):
