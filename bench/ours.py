@@ -18,11 +18,13 @@ def start() -> tuple[Measure, dict[str, Any]]:
     config = EngineConfig(model_path=model, **json.loads(options), enable_prefix_caching=False)
     began = time.perf_counter()
     engine = InferenceEngine.new_sync(config)
+    ready = time.perf_counter() - began
+    engine.wait_until_warm()
     facts = {
         "versions": versions(["jax", "flax", "numpy"]),
         "dtype": engine.model_info().dtype,
         "quantization": engine.model_info().quantization,
-        "seconds_to_ready": round(time.perf_counter() - began, 2),
+        "seconds_to_ready": round(ready, 2),
     }
 
     engine.wait_until_warm()

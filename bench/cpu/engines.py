@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from bench import peers
 from bench.machine import ROOT
 from bench.worker import Worker
+from cvllm_jax.config import KernelSet
 
 __all__ = ["LLAMA_SERVER", "OURS", "VARIANTS", "Server", "Variant", "serving", "start_workers"]
 
@@ -43,7 +44,10 @@ class Variant:
 
 
 #: The first is what the goals are about: what ``pip install`` gives, and no speculation.
-VARIANTS = (Variant(OURS, {"kernels": "xla"}),)
+VARIANTS = (
+    Variant(OURS, {"kernels": "xla"}),
+    *([Variant(f"{OURS} + native kernel", {"kernels": "native"})] if "native" in get_args(KernelSet) else []),
+)
 
 
 @dataclass(frozen=True, slots=True)
