@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it builds. PYTHON=... names the interpreter
 # to build it with; ARGS=... passes options on: make serve ARGS="--port 9000", make test ARGS="tests/text -x".
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-jax-floor test-clients test-mcp test-text test-gpu lint pins bench bench-peers \
+.PHONY: help serve docs test test-docs test-jax-floor test-clients test-mcp test-text test-gpu lint pins bench bench-peers \
 	bench-truth bench-transformers bench-gpu clean
 
 BIN := .venv/bin
@@ -24,6 +24,14 @@ serve:  ## serve the demo model, or ARGS=MODEL, on http://127.0.0.1:8000
 test:  ## run all tests
 	@deploy/venv.sh server test
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-docs:  ## notebooks, examples, links and every block of code that the documentation shows
+	@deploy/venv.sh server test notebooks examples
+	@QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -m "slow or not slow" tests/docs tests/examples $(ARGS)
+
+docs:  ## build the documentation as a site in build/site
+	@deploy/venv.sh docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 test-jax-floor:  ## run the kernels' tests and the engine's core on the oldest JAX that is supported
 	@deploy/venv.sh --floor server test

@@ -19,7 +19,8 @@ compile() {
 
 # All are known before a file is touched: a failure leaves the pins as they were.
 pins=$(printf 'hatchling\neditables\n' | compile \
-    --extra server --extra structured --extra cuda --extra bench --extra test pyproject.toml -)
+    --extra server --extra structured --extra cuda --extra bench --extra test \
+    --extra notebooks --extra examples --extra docs pyproject.toml -)
 clients=$(compile deploy/clients.in)
 agents=$(compile deploy/agents.in)
 {

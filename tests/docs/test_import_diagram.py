@@ -1,0 +1,30 @@
+"""docs/import_diagram.py draws what tests/test_structure.py checks."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+sys.path.append(str(Path(__file__).parents[1]))
+from test_structure import edges
+
+
+def load_hook():
+    spec = importlib.util.spec_from_file_location("import_diagram", ROOT / "docs" / "import_diagram.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_diagram_has_the_imports_that_there_are():
+    drawn = {(unit, name) for unit, names in load_hook().needed().items() for name in names}
+    there_are = {(source, target) for _, source, target, types_only in edges() if not types_only}
+    assert drawn <= there_are
+    assert ("engine", "models") in drawn
+    assert ("server", "openai") in drawn
+
+
+def test_arrows_that_follow_from_others_are_left_out():
+    text = load_hook().diagram({"top": {"middle", "low"}, "middle": {"low"}, "low": set()})
+    assert text.splitlines() == ["graph TD", "    top --> middle", "    middle --> low"]
