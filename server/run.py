@@ -57,8 +57,8 @@ def run(
 ) -> bool:
     """Serve ``app`` until Ctrl-C or SIGTERM, loading its engine meanwhile.
 
-    False if the signal came before the engine was loaded: then a thread still loads it, which cannot be
-    interrupted, and the process should end without waiting (``os._exit``).
+    False if the signal came before the engine and all of its steps were loaded: then a thread is still at it, which
+    cannot be interrupted, and the process should end without waiting (``os._exit``).
 
     The first signal ends the server when running answers are done, or after ``drain_seconds``; the
     second ends it at once. What ``load`` raises is raised here.
@@ -95,12 +95,17 @@ async def _serve(
         server.should_exit = True
         await serving
         raise
-    with contextlib.closing(engine):
+    closed = False
+    try:
         state.ready(engine)
         on_ready(engine)
         await serving
         await state.aclose()
-    return True
+    finally:
+        if not engine.warming_up:
+            engine.close()
+            closed = True
+    return closed
 
 
 def _load_in_thread(load: Callable[[], AnyEngine]) -> asyncio.Future[AnyEngine]:

@@ -115,7 +115,8 @@ class ServerState:
             return {"status": "loading", "progress": self._progress}
         if (failure := self._adapter.engine.failure) is not None:
             return {"status": "failed", "model": self._model_name, "message": f"the engine has stopped: {failure}"}
-        return {"status": "ok", "model": self._model_name}
+        health = {"status": "ok", "model": self._model_name}
+        return health | ({"warming_up": True} if self._adapter.engine.warming_up else {})
 
 
 def stopping_error() -> ApiError:

@@ -103,6 +103,7 @@ class StubEngine:
         self.seen = []
         self.closed = False
         self.failure = None
+        self.warming_up = False
         self._context = context
         self._defaults = generation_defaults or {}
         self._max_queue_size = max_queue_size

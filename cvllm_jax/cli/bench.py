@@ -149,6 +149,7 @@ def engine(
     lengths, batches = _counts(prefill), _batches(decode)
     # a prompt that is there again in the next round must be read again
     with load_engine(model, dataclasses.replace(engine, no_prefix_caching=True)) as loaded:
+        loaded.wait_until_warm()
         from cvllm_jax.benchmarks.in_process import cases, chat_tokens, sample
 
         found = cases(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvllm_jax.cli.model import load_engine
+from cvllm_jax.cli.model import leave, load_engine
 from cvllm_jax.cli.options import EngineOptions, SamplingOptions, with_options
 from cvllm_jax.errors import Error
 
@@ -51,6 +51,7 @@ def chat(
             print(f"{loaded.model_info().name}. /help lists the commands, Ctrl-D ends.")
         with _line_history():
             Conversation(adapter, system, sampling.request_fields()).run()
+        leave(loaded)
 
 
 class Conversation:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cvllm_jax.cli.model import load_engine
+from cvllm_jax.cli.model import leave, load_engine
 from cvllm_jax.cli.options import EngineOptions, SamplingOptions, with_options
 
 __all__ = ["generate"]
@@ -58,3 +58,4 @@ def generate(
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
+        leave(loaded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from cvllm_jax.cli.options import EngineOptions
@@ -11,7 +13,7 @@ from cvllm_jax.errors import ModelLoadError
 if TYPE_CHECKING:
     from cvllm_jax.engine.engine import InferenceEngine
 
-__all__ = ["load_engine", "model_source"]
+__all__ = ["leave", "load_engine", "model_source"]
 
 
 def model_source(model: str | None) -> str:
@@ -37,3 +39,11 @@ def load_engine(model: str | None, options: EngineOptions) -> InferenceEngine:
         from cvllm_jax.engine.engine import InferenceEngine  # loads JAX: only once the options are right
 
         return InferenceEngine.new_sync(config)
+
+
+def leave(engine: InferenceEngine) -> None:
+    """End the process here if closing the engine would wait for a compiler, which cannot be interrupted."""
+    if engine.warming_up:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

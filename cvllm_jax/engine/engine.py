@@ -203,7 +203,6 @@ class InferenceEngine(EngineLifetime):
 
     @property
     def warming_up(self) -> bool:
-        """Whether a thread still loads steps: requests are served, in large batches not as fast as they will be."""
         return self.runner.warming_up
 
     def wait_until_warm(self, timeout: float | None = None) -> bool:

@@ -34,6 +34,11 @@ class EngineLifetime(AsyncClosing):
     load = new
     load_sync = new_sync
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether a thread still loads steps. Requests are served; large batches are not as fast as they will be."""
+        return False
+
     def close(self) -> None:
         """Cancel what runs and free the model's memory. The engine cannot be used afterwards."""
         self._finalizer()
