@@ -23,9 +23,9 @@ def main() -> None:
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, help="default: those whose files are here, but the random one")
     add("--threads", type=int, default=2, help="cores that every engine may use (default: 2)")
-    add("--rounds", type=int, default=5, help="samples of prefill and decoding (default: 5)")
-    add("--new-tokens", type=int, default=64, help="tokens that each sequence decodes (default: 64)")
-    add("--serving-rounds", type=int, default=3, help="runs of the chats at each server (default: 3; 0: no servers)")
+    add("--rounds", type=int, default=5, help="samples of prefill and decoding; large models: half (default: 5)")
+    add("--new-tokens", type=int, default=48, help="tokens that each sequence decodes (default: 48)")
+    add("--serving-rounds", type=int, default=2, help="runs of the chats, 0 for no servers; as above (default: 2)")
     add("--requests", type=int, default=32, help="chats of one run (default: 32)")
     add("--no-documents", action="store_true", help="leave the documentation as it is")
     arguments = parser.parse_args()
@@ -44,16 +44,17 @@ def main() -> None:
             continue
         print(name, flush=True)
         began = time.monotonic()
+        rounds, serving_rounds = (
+            -(-number // (2 if model.halved else 1)) for number in (arguments.rounds, arguments.serving_rounds)
+        )
         record = {
             "command": "make bench", "title": model.title, "model": path.name, "threads": arguments.threads,
             "versions": versions(["cvllm-jax", "jax", "jaxlib", "flax", "numpy"]),
-            **measure_offline(
-                path, threads=arguments.threads, rounds=arguments.rounds, new_tokens=arguments.new_tokens
-            ),
+            **measure_offline(path, threads=arguments.threads, rounds=rounds, new_tokens=arguments.new_tokens),
         }  # fmt: skip
-        if model.serves and arguments.serving_rounds:
+        if model.serves and serving_rounds:
             served = measure_serving(
-                path, threads=arguments.threads, rounds=arguments.serving_rounds, requests=arguments.requests
+                path, threads=arguments.threads, rounds=serving_rounds, requests=arguments.requests
             )
             record["samples"] |= served.pop("samples")
             record["serving"] = served
@@ -61,7 +62,7 @@ def main() -> None:
         written = save(f"cpu-{name}", record)
         print(text_table(record))
         print(text_truth(newest(f"truth-{name}")))
-        print(f"written to {written.relative_to(ROOT)}", flush=True)
+        print(f"written to {written.relative_to(ROOT)}, after {record['seconds']} s", flush=True)
     if not arguments.no_documents:
         for changed in write():
             print(f"wrote {changed.relative_to(ROOT)}")

@@ -74,7 +74,7 @@ def origin(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {known[name]}" for name in wanted if name in known)
     return (
         f"{record['date']}, {record['threads']} cores of {machine['cpu']} ({', '.join(machine['instructions'])}), "
-        f"commit {record['commit']}, {versions}; medians (lowest to highest) of {count(record)} rounds."
+        f"commit {record['commit']}, {versions}; medians (lowest to highest), rounds: {count(record)}."
     )
 
 
@@ -99,7 +99,7 @@ def agreement_notes(found: Mapping[str, Mapping[str, float]]) -> str:
         f"{case}: " + ", ".join(f"{name} {share:.0%}" for name, share in engines.items())
         for case, engines in found.items()
     )
-    return f"Of the greedy tokens so many are the same as ours before the first that is not, {shares}."
+    return f"So much of an answer is the same as ours, greedy, before the first token that is not: {shares}."
 
 
 def truth_table(truth: Mapping[str, Any]) -> str:
