@@ -12,7 +12,7 @@ __all__ = ["Choice", "default_device", "hopper_refusal"]
 class Choice(NamedTuple):
     """What runs, and why."""
 
-    implementation: Literal["xla", "hopper"]
+    implementation: Literal["xla", "hopper", "native"]
     reason: str
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
-from pallas_kernels.kv_write import reference
+from pallas_kernels.kv_write import native, reference
 from pallas_kernels.kv_write.pages import LARGEST, KvPages, has_scales
 
 __all__ = ["Implementation", "choose_implementation", "rotate_and_write"]
 
-Implementation = Literal["auto", "xla", "hopper"]
+Implementation = Literal["auto", "xla", "hopper", "native"]
 
 
 def rotate_and_write(
@@ -38,8 +38,9 @@ def rotate_and_write(
       pages: with scales, each head of a token is quantised on its own: its largest value becomes 127 units of
         int8, or 448 of float8_e4m3fn. Infinities become the largest finite number, and a NaN makes its head NaN.
       page, offset: each token's place. Padding names a page that nobody reads, and no two other tokens one place.
-      implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
-        :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
+      implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "native" is C++ for CPUs where
+        :func:`pallas_kernels.native.load` has succeeded. "auto" is what :func:`choose_implementation` says, and
+        "xla" in programs that are compiled for another platform.
 
     Returns:
       The rotated queries in the type of ``qkv``, and the new pages.
@@ -48,11 +49,13 @@ def rotate_and_write(
       ValueError: the shapes or types do not belong together, or "hopper" was asked for and does not do them.
     """
     _check(qkv, rope, pages)
-    if implementation not in ("auto", "xla", "hopper"):
-        raise ValueError(f'implementation must be "auto", "xla" or "hopper", not {implementation!r}')
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, not {implementation!r}")
     arrays = (qkv, rope, pages, page, offset)
     if implementation == "xla":
         return reference.rotate_and_write(*arrays)
+    if implementation == "native":
+        return native.rotate_and_write(*arrays)
     if implementation == "auto" and choose_implementation(qkv, rope, pages).implementation == "xla":
         return reference.rotate_and_write(*arrays)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
 from pallas_kernels.kv_write.pages import LARGEST, has_scales
-from pallas_kernels.paged_attention import reference
+from pallas_kernels.paged_attention import native, reference
 from pallas_kernels.paged_attention.config import HopperConfig
 
 __all__ = ["Choice", "Implementation", "choose_implementation", "paged_attention"]
 
-Implementation = Literal["auto", "xla", "hopper"]
+Implementation = Literal["auto", "xla", "hopper", "native"]
 
 
 def paged_attention(
@@ -52,7 +52,8 @@ def paged_attention(
       soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)`` (Gemma 2, arXiv 2408.00118).
       sinks: a logit for each head that takes part in the softmax and has no value (attention sinks).
       k_scales, v_scales: float32; what to multiply each token's keys and values by. For int8 and float8_e4m3fn only.
-      implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "auto" is what
+      implementation: "xla" runs everywhere, "hopper" is for SM90 GPUs, "native" decodes in C++ on CPUs where
+        :func:`pallas_kernels.native.load` has succeeded and leaves prefill to XLA. "auto" is what
         :func:`choose_implementation` says, and "xla" in programs that are compiled for another platform.
       config: block sizes of the Hopper kernels; None takes the defaults.
 
@@ -66,8 +67,8 @@ def paged_attention(
     n_heads, kv_heads = q.shape[2], k_pages.shape[1]
     if n_heads % kv_heads:
         raise ValueError(f"{n_heads} query heads do not divide into groups for {kv_heads} kv heads")
-    if implementation not in ("auto", "xla", "hopper"):
-        raise ValueError(f'implementation must be "auto", "xla" or "hopper", not {implementation!r}')
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, not {implementation!r}")
     _check_scales(k_pages, v_pages, k_scales, v_scales)
     options: dict[str, Any] = {
         "scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks,
@@ -75,7 +76,9 @@ def paged_attention(
     }  # fmt: skip
     arrays: tuple[Any, ...] = (q, k_pages, v_pages, tables, starts, counts)
     xla = partial(reference.decode if q.shape[1] == 1 else reference.prefill, **options)
-    if implementation == "xla":
+    if implementation == "native" and q.shape[1] == 1:
+        return native.decode(*arrays, **options)
+    if implementation in ("xla", "native"):
         return xla(*arrays)
     if implementation == "auto" and choose_implementation(q, k_pages, v_pages, config=config).implementation == "xla":
         return xla(*arrays)

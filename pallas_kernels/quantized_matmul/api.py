@@ -12,14 +12,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.hardware import Choice, default_device, hopper_refusal
-from pallas_kernels.quantized_matmul import cpu, reference
+from pallas_kernels.quantized_matmul import cpu, native, reference
 from pallas_kernels.quantized_matmul.config import HopperConfig
 from pallas_kernels.quantized_matmul.cpu import offset_product
 from pallas_kernels.quantized_matmul.weight import STORAGE, QuantizedWeight
 
 __all__ = ["Choice", "Implementation", "choose_implementation", "quantized_matmul"]
 
-Implementation = Literal["auto", "xla", "cpu", "hopper"]
+Implementation = Literal["auto", "xla", "cpu", "hopper", "native"]
 
 
 def quantized_matmul(
@@ -37,8 +37,10 @@ def quantized_matmul(
 
     Arguments:
       x: activations; bfloat16 for the kernels, any float type for XLA.
-      implementation: "xla" runs everywhere, "cpu" is what suits CPUs, "hopper" is for SM90 GPUs. "auto" is what
-        :func:`choose_implementation` says for the platform that a program is compiled for, be it "cpu" or another.
+      implementation: "xla" runs everywhere, "cpu" is what suits CPUs, "hopper" is for SM90 GPUs, "native" is C++ for
+        CPUs where :func:`pallas_kernels.native.load` has succeeded, and "cpu" for weights that it does not do. "auto"
+        is what :func:`choose_implementation` says for the platform that a program is compiled for, be it "cpu" or
+        another.
       config: block sizes of the Hopper kernels; None takes defaults for the shape.
       out_dtype: type of the result, None for that of ``x``.
 
@@ -53,7 +55,8 @@ def quantized_matmul(
         centred = replace(weight, offsets=None)
         y = quantized_matmul(x, centred, implementation=implementation, config=config, out_dtype=jnp.float32)
         return (y + offset_product(x, weight)).astype(x.dtype if out_dtype is None else out_dtype)
-    forms = {"xla": reference.matmul, "cpu": cpu.matmul}
+    on_cpu = native.matmul if native.does(x, weight) else cpu.matmul
+    forms = {"xla": reference.matmul, "cpu": cpu.matmul, "native": on_cpu}
     if implementation in forms:
         return forms[implementation](x, weight, out_dtype=out_dtype)
     if implementation == "hopper":
