@@ -29,7 +29,7 @@ __all__ = [
 type Progress = Callable[[str, int, int], None]
 
 LoadFormat = Literal["auto", "dummy"]
-KernelSet = Literal["auto", "xla", "hopper"]
+KernelSet = Literal["auto", "xla", "hopper", "native"]
 KvCacheDType = Literal["auto", "int8", "fp8"]
 QuantizationMethod = Literal["none", "int8", "int4", "fp8"]
 
@@ -170,7 +170,8 @@ class EngineConfig:
     enable_cuda_graph: bool = True
     """Let XLA record a step as a CUDA graph. Only NVIDIA GPUs have them; elsewhere there is nothing to turn off."""
     kernels: KernelSet = "auto"
-    """``"hopper"`` insists on the Pallas kernels for SM90 GPUs, ``"xla"`` uses none; auto: where they run and agree."""
+    """``"hopper"`` insists on the Pallas kernels for SM90 GPUs, ``"native"`` on those in C++ for x86 CPUs, which a C++
+    compiler makes at the first start, ``"xla"`` uses none; auto: where they run and agree."""
     enable_chunked_prefill: bool = True
     """Split long prompts over several steps so that running answers go on; else a prompt is prefilled in one go."""
     prefill_chunk_size: int = 512

@@ -126,7 +126,7 @@ def _kernels(device: Any) -> Iterator[str]:
     )
     choices = choose_kernels(typical, device, store=cache_dir() / "kernel-trials")
     for name, choice in (("attention", choices.attention), ("writing the KV cache", choices.kv_write)):
-        kind = {"xla": "XLA", "hopper": "Pallas kernel for Hopper"}[choice.implementation]
+        kind = {"xla": "XLA", "hopper": "Pallas kernel for Hopper", "native": "C++ kernel"}[choice.implementation]
         yield f"{name}: {kind}, because {choice.reason}"
 
 

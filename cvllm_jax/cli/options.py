@@ -93,8 +93,9 @@ class EngineOptions:
     kernels: Annotated[
         str | None,
         _engine(
-            "hopper insists on the Pallas kernels for H100 and H200 GPUs, xla uses none. Default: auto.",
-            metavar="auto|xla|hopper",
+            "hopper insists on the Pallas kernels for H100 and H200 GPUs, native on those in C++ for CPUs, xla uses "
+            "none. Default: auto.",
+            metavar="auto|xla|hopper|native",
         ),
     ] = None
     prefill_chunk_size: Annotated[

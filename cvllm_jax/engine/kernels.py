@@ -18,9 +18,12 @@ from cvllm_jax.engine.expert_kernels import ExpertGeometry, choose_for_experts, 
 from cvllm_jax.engine.programs import environment_key
 from cvllm_jax.errors import ConfigError
 from cvllm_jax.models.layers import Kernels, WeightLayout
-from pallas_kernels import kv_write, paged_attention, quantized_matmul
+from pallas_kernels import kv_write, native, paged_attention, quantized_matmul
 from pallas_kernels.hardware import Choice
 from pallas_kernels.kv_write import KvPages, has_scales, rotate_and_write
+from pallas_kernels.kv_write import native as native_kv_write
+from pallas_kernels.paged_attention import native as native_attention
+from pallas_kernels.quantized_matmul import native as native_matmul
 
 __all__ = ["Geometry", "KernelChoices", "choose_kernels", "choose_matmul", "empty_pages"]
 
@@ -61,24 +64,26 @@ class KernelChoices:
 
     @property
     def kernels(self) -> Kernels:
-        return Kernels(*(choice.implementation for choice in (self.attention, self.kv_write, self.experts)))
+        experts = self.experts.implementation
+        assert experts != "native"  # there is none
+        return Kernels(self.attention.implementation, self.kv_write.implementation, experts)
 
 
 def choose_kernels(
     geometry: Geometry, device: Any, wanted: KernelSet = "auto", *, store: Path | None = None, trial: bool = True
 ) -> KernelChoices:
-    """Pallas kernels where they run, XLA elsewhere.
+    """Kernels where they run, XLA elsewhere: Pallas on Hopper GPUs, C++ on x86 CPUs.
 
     Before a kernel is used it must have given, on this device and for this geometry, what the XLA form gives: it is
     new to most hardware that it meets. A kernel that fails is not used, and the reason says so.
 
     Arguments:
-      wanted: "xla" uses no kernel; "hopper" refuses to fall back.
+      wanted: "xla" uses no kernel; "hopper" and "native" refuse to fall back.
       store: folder that remembers which trials were passed.
       trial: without it the choice is made from shapes and hardware alone.
 
     Raises:
-      ConfigError: "hopper" was asked for, and a kernel does not do it.
+      ConfigError: "hopper" or "native" was asked for, and a kernel does not do it.
     """
     if wanted == "xla":
         asked = Choice("xla", "asked for")
@@ -88,6 +93,11 @@ def choose_kernels(
         "attention": paged_attention.choose_implementation(q, pages.k, pages.v, device=device),
         "kv_write": kv_write.choose_implementation(qkv, rope, pages, device=device),
     }
+    native_checks = {
+        "attention": partial(native_attention.check, q, pages.k, pages.v),
+        "kv_write": partial(native_kv_write.check, qkv, rope, pages),
+    }
+    choices = {name: _or_native(choices[name], native_checks[name], device, wanted, store) for name in choices}
     trials = {"attention": _attend, "kv_write": _write}
     if geometry.shares_values:
         choices = dict.fromkeys(trials, Choice("xla", "there is no kernel for latent attention yet"))
@@ -95,13 +105,10 @@ def choose_kernels(
         choices["experts"] = choose_for_experts(geometry.experts, geometry.dtype, device)
         trials["experts"] = _multiply_by_expert
     for name, run in trials.items():
-        if trial and choices[name].implementation == "hopper":
-            failure = _tried(name, run, geometry, device, store)
-            if failure is not None:
-                log.warning("the %s kernel is not used: %s", name, failure)
-                choices[name] = Choice("xla", f"the kernel failed its trial on this device: {failure}")
-        if wanted == "hopper" and choices[name].implementation != "hopper":
-            raise ConfigError(f"the Hopper kernel for {name} cannot run: {choices[name].reason}", param="kernels")
+        if trial and choices[name].implementation != "xla":
+            choices[name] = _after_trial(name, choices[name], run, geometry, device, store)
+        if not (name == "experts" and wanted == "native"):
+            _check_wanted(name, wanted, choices[name])
     return KernelChoices(**choices)
 
 
@@ -110,24 +117,53 @@ def choose_matmul(
 ) -> Choice:
     """What multiplies with weights of a layout, by the same rules as :func:`choose_kernels`.
 
-    "hopper" means that the kernel is right on this device; matrices whose shapes it does not do are left to XLA.
+    "hopper" and "native" mean that the kernel is right on this device; matrices whose shapes it does not do are left
+    to XLA.
 
     Raises:
-      ConfigError: "hopper" was asked for, and the kernel does not do it.
+      ConfigError: "hopper" or "native" was asked for, and the kernel does not do it.
     """
     if wanted == "xla":
         return Choice("xla", "asked for")
     case = (layout, jnp.dtype(dtype))
     x, weight = jax.eval_shape(partial(_matrix, case, 8), jax.random.key(0))
     choice = quantized_matmul.choose_implementation(x, weight, device=device)
-    if choice.implementation == "hopper":
-        failure = _tried("matmul", _multiply, case, device, store)
-        if failure is not None:
-            log.warning("the kernel for quantized weights is not used: %s", failure)
-            choice = Choice("xla", f"the kernel failed its trial on this device: {failure}")
-    if wanted == "hopper" and choice.implementation != "hopper":
-        raise ConfigError(f"the Hopper kernel for quantized weights cannot run: {choice.reason}", param="kernels")
+    choice = _or_native(choice, partial(native_matmul.check, x, weight), device, wanted, store)
+    if choice.implementation != "xla":
+        choice = _after_trial("quantized weights", choice, _multiply, case, device, store)
+    _check_wanted("quantized weights", wanted, choice)
     return choice
+
+
+def _or_native(
+    choice: Choice, check: Callable[[], None], device: Any, wanted: KernelSet, store: Path | None
+) -> Choice:
+    """On a CPU the kernels in C++, where a compiler makes them for this processor and they do these shapes."""
+    if choice.implementation == "hopper" or device.platform != "cpu" or wanted == "hopper":
+        return choice
+    try:
+        check()
+    except ValueError as error:
+        return Choice("xla", str(error))
+    if (reason := native.load(None if store is None else store.parent / "native")) is not None:
+        return Choice("xla", f"the kernels in C++ cannot be had: {reason}")
+    return Choice("native", "the kernels in C++ are compiled for this processor, and do these shapes")
+
+
+def _after_trial[Case](
+    name: str, choice: Choice, run: Callable[[Any, Case], Any], case: Case, device: Any, store: Path | None
+) -> Choice:
+    failure = _tried(name, choice.implementation, run, case, device, store)
+    if failure is None:
+        return choice
+    log.warning("the kernel for %s is not used: %s", name, failure)
+    return Choice("xla", f"the kernel failed its trial on this device: {failure}")
+
+
+def _check_wanted(name: str, wanted: KernelSet, choice: Choice) -> None:
+    if wanted not in ("auto", choice.implementation):
+        kind = {"hopper": "Hopper", "native": "native"}[wanted]
+        raise ConfigError(f"the {kind} kernel for {name} cannot run: {choice.reason}", param="kernels")
 
 
 def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Array] = jnp.zeros) -> KvPages:
@@ -141,16 +177,16 @@ def empty_pages(geometry: Geometry, num_pages: int, zeros: Callable[..., jax.Arr
 
 
 def _tried[Case](
-    name: str, run: Callable[[str, Case], Any], geometry: Case, device: Any, store: Path | None
+    name: str, implementation: str, run: Callable[[Any, Case], Any], geometry: Case, device: Any, store: Path | None
 ) -> str | None:
     """Why the kernel fails its trial, or None if it passes or has passed before."""
-    key = f"{environment_key()} {device.device_kind} {name} {geometry}"
+    key = f"{environment_key()} {device.device_kind} {name} {implementation} {geometry}"
     passed = None if store is None else store / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     if passed is not None and passed.exists():
         return None
     try:
         with jax.default_device(device):
-            got, want = run("hopper", geometry), run("xla", geometry)
+            got, want = run(implementation, geometry), run("xla", geometry)
             errors = jax.tree.map(_relative_error, got, want)
             worst = max(float(error) for error in jax.tree.leaves(errors))
     except Exception as error:  # whatever a compiler, a driver or the device says: the model can run without the kernel

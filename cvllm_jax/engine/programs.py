@@ -141,7 +141,7 @@ def environment_key() -> str:
     digest.update(os.environ.get("XLA_FLAGS", "").encode())
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "engine", package / "models", package / "testing", package.parent / "pallas_kernels"):
-        for source in sorted(folder.rglob("*.py")):
+        for source in sorted(path for kind in ("*.py", "*.cc", "*.h") for path in folder.rglob(kind)):
             digest.update(source.read_bytes())
     return digest.hexdigest()
 

@@ -69,7 +69,7 @@ def weight_layouts(
             "weights: %s of the file as int8, which CPUs multiply fastest; quantization none keeps %s",
             checkpoint.quantization, jnp.dtype(dtype),
         )  # fmt: skip
-        return WeightLayout(method="int8")
+        return _multiplied(WeightLayout(method="int8"), dtype, device, config)
     return _kept(config, checkpoint, dtype, device, family, model)
 
 
@@ -123,7 +123,10 @@ def _require_prepared(asked: QuantizationConfig | None, checkpoint: PreparedChec
 def _multiplied(layout: WeightLayout, dtype: Any, device: jax.Device, config: EngineConfig) -> WeightLayout:
     """The layout with what multiplies it on the device."""
     if device.platform == "cpu":
-        return layout
+        # what the kernel does is in every layout: at least the head's int8
+        choice = choose_matmul(WeightLayout(method="int8"), dtype, device, config.kernels, store=trials(config))
+        log.info("int8 weights with one scale a row: %s, because %s", *choice)
+        return replace(layout, implementation="native" if choice.implementation == "native" else "auto")
     choice = choose_matmul(layout, dtype, device, config.kernels, store=trials(config))
     log.info("quantized weights in %s: %s, because %s", layout.method, *choice)
     return replace(layout, implementation="auto" if choice.implementation == "hopper" else "xla")

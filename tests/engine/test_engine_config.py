@@ -45,7 +45,7 @@ def refuse(error, message, param, **settings):
     ({"page_size": 512}, ConfigError, "power of two up to 256, not 512", "page_size"),
     ({"decode_steps": 0}, ConfigError, "decode_steps must be at least 1", "decode_steps"),
     ({"decode_steps": 65}, ConfigError, "limited to 64, not 65", "decode_steps"),
-    ({"kernels": "triton"}, ConfigError, "kernels must be auto or xla or hopper, not 'triton'", "kernels"),
+    ({"kernels": "triton"}, ConfigError, "kernels must be auto or xla or hopper or native, not 'triton'", "kernels"),
     ({"kernels": "hopper"}, ConfigError, "kernel for attention cannot run: the device is a cpu", "kernels"),
     ({"kv_cache_dtype": "int4"}, ConfigError, "must be auto or int8 or fp8, not 'int4'", "kv_cache_dtype"),
     ({"debug": 1}, ConfigError, "debug must be True or False, not 1", "debug"),

@@ -23,8 +23,8 @@ HOPPER = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="
 
 def test_a_cpu_and_an_older_gpu_run_xla():
     turing = SimpleNamespace(platform="gpu", compute_capability="7.5", device_kind="Tesla T4")
-    for device, reason in ((jax.devices()[0], "the device is a cpu"), (turing, "compute capability 7.5")):
-        choices = choose_kernels(LLAMA_8B, device)
+    for device, wanted, reason in ((jax.devices()[0], "xla", "asked for"), (turing, "auto", "compute capability 7.5")):
+        choices = choose_kernels(LLAMA_8B, device, wanted)
         assert choices.kernels == Kernels("xla", "xla")
         assert reason in choices.attention.reason and reason in choices.kv_write.reason
 
@@ -58,7 +58,7 @@ def test_a_kernel_that_fails_its_trial_is_not_used(hopper_cpu, tmp_path, caplog)
     choices = choose_kernels(SMALL, hopper_cpu, store=tmp_path / "trials")
     assert choices.kernels == Kernels("xla", "xla")
     assert "the kernel failed its trial on this device" in choices.attention.reason
-    assert "the attention kernel is not used" in caplog.text and not list(tmp_path.rglob("*"))
+    assert "the kernel for attention is not used" in caplog.text and not list(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="failed its trial"):
         choose_kernels(SMALL, hopper_cpu, "hopper")
 

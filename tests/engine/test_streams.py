@@ -360,6 +360,7 @@ def test_a_dropped_engine_ends_its_thread_and_frees_its_memory(make_engine):
 def test_a_closed_engine_holds_no_compiled_steps(make_engine):
     engine = InferenceEngine.new_sync(make_engine().config)
     engine.generate_sync(PROMPT, SHORT)
+    assert engine.wait_until_warm(60)
     runner, compilations = engine.runner, engine.stats().compilations
     names = list(runner.programs._programs)
     assert names

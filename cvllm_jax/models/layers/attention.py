@@ -20,10 +20,10 @@ __all__ = ["Attention", "BlockBatch", "Kernels"]
 
 
 class Kernels(NamedTuple):
-    """Which implementation of each operation a step is compiled with: "xla" or "hopper"."""
+    """Which implementation of each operation a step is compiled with."""
 
-    attention: Literal["xla", "hopper"] = "xla"
-    kv_write: Literal["xla", "hopper"] = "xla"
+    attention: Literal["xla", "hopper", "native"] = "xla"
+    kv_write: Literal["xla", "hopper", "native"] = "xla"
     experts: Literal["xla", "hopper"] = "xla"
 
 
