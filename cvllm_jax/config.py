@@ -185,7 +185,8 @@ class EngineConfig:
     max_queue_size: int = 1024
     """Requests that may wait for a place; one more is refused."""
     warmup: bool = True
-    """Compile every step before the first request. Without it steps compile when first needed."""
+    """Compile steps before they are needed: on a CPU those that serve any request before the engine is ready and the
+    others in a thread, elsewhere all before it is ready. Without it steps compile when first needed."""
     compilation_cache: bool = True
     """Keep compiled steps on disk, so that the next start is fast."""
     debug: bool = False

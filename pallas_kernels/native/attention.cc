@@ -12,9 +12,9 @@ namespace cvllm {
 namespace {
 
 constexpr float kMasked = -1e30f;
-constexpr int64_t kBlock = 16;         // tokens whose logits fill a vector
-constexpr int64_t kAhead = 32;         // tokens that are asked for before they are used
-constexpr int64_t kPiece = 256;        // tokens
+constexpr int64_t kBlock = 16;            // tokens whose logits fill a vector
+constexpr int64_t kAhead = 32;            // tokens that are asked for before they are used
+constexpr int64_t kPiece = 256;           // tokens
 constexpr int64_t kHeads = 4, kDims = 4;  // query heads and vectors of values whose sums fill the registers
 
 // What one piece has found for one query head.
@@ -26,10 +26,11 @@ template <Type kPages>
 struct Heads {
   const Attention& op;
   int64_t b, k, G;
-  std::vector<float> q;       // [G H], scaled
+  std::vector<float> q;        // [G H], scaled
   std::vector<float> weights;  // [G kBlock]
 
-  Heads(const Attention& op, int64_t b, int64_t k) : op(op), b(b), k(k), G(op.N / op.K), q(G * op.H), weights(G * kBlock) {
+  Heads(const Attention& op, int64_t b, int64_t k)
+      : op(op), b(b), k(k), G(op.N / op.K), q(G * op.H), weights(G * kBlock) {
     for (int64_t i = 0; i < G * op.H; i += 16) {
       const __m512 x = load(op.q, op.type, (b * op.N + k * G) * op.H + i);
       _mm512_storeu_ps(&q[i], _mm512_mul_ps(x, _mm512_set1_ps(op.scale)));

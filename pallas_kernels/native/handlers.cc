@@ -35,8 +35,8 @@ ffi::Error Int8Matmul(Any x, ffi::Buffer<ffi::S8> values, Floats scales, AnyResu
 }
 
 ffi::Error KvWrite(Any qkv, Floats cos, Floats sin, Ints page, Ints offset, Any k, Any v, Floats k_scales,
-                   Floats v_scales, AnyResult q, AnyResult k_out, AnyResult v_out, ffi::ResultBuffer<ffi::F32> k_scales_out,
-                   ffi::ResultBuffer<ffi::F32> v_scales_out) {
+                   Floats v_scales, AnyResult q, AnyResult k_out, AnyResult v_out,
+                   ffi::ResultBuffer<ffi::F32> k_scales_out, ffi::ResultBuffer<ffi::F32> v_scales_out) {
   cvllm::KvWrite op{};
   if (!type_of(qkv, &op.type) || !type_of(k, &op.page_type)) return refuse("kv_write: types of qkv and pages");
   if (k_out->untyped_data() != k.untyped_data() || v_out->untyped_data() != v.untyped_data()) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -125,7 +126,9 @@ void few(const Int8Matmul& op, const uint8_t* x, const float* units, int64_t beg
       for (size_t g = 0; g < groups.size(); ++g) {
         alignas(32) float y[8];
         _mm256_store_ps(y, groups[g].multiply(rows + r, op.I, later));
-        for (int64_t i = 0; i < R; ++i) std::memcpy(&block[(r + i) * stride + g * kTokens], y + i * kTokens, sizeof(float) * kTokens);
+        for (int64_t i = 0; i < R; ++i) {
+          std::memcpy(&block[(r + i) * stride + g * kTokens], y + i * kTokens, kTokens * sizeof(float));
+        }
       }
     }
     const __m512 scales = load(op.scales, Type::kF32, o, end - o);

@@ -48,7 +48,9 @@ void write_int8(const float* head, int64_t H, int8_t* to, float* scale) {
 }
 
 void write(const KvWrite& op, const float* head, int64_t place, void* pages, float* scales) {
-  if (op.page_type == Type::kInt8) return write_int8(head, op.H, static_cast<int8_t*>(pages) + place * op.H, scales + place);
+  if (op.page_type == Type::kInt8) {
+    return write_int8(head, op.H, static_cast<int8_t*>(pages) + place * op.H, scales + place);
+  }
   for (int64_t i = 0; i < op.H; i += 16) {
     store(pages, op.page_type, place * op.H + i, load(head, Type::kF32, i, op.H - i), op.H - i);
   }

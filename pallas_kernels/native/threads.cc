@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <mutex>
 #include <thread>
 
@@ -17,7 +18,7 @@ namespace {
 // waking a thread takes longer than most of them.
 constexpr auto kPatience = std::chrono::microseconds(200);
 
-constexpr int kMostThreads = 64;
+constexpr int kMostThreads = 32;
 
 class Pool {
  public:
@@ -99,10 +100,20 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::mutex making;
 
+// Processors that the container's limit amounts to: threads beyond it would spend its time waiting.
+int Quota() {
+  long quota = 0, period = 0;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(file, "%ld %ld", &quota, &period) != 2) quota = 0;  // "max": none
+    std::fclose(file);
+  }
+  return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : kMostThreads;
+}
+
 int Available() {
   cpu_set_t cpus;
   const int found = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
-  return std::clamp(found, 1, kMostThreads);
+  return std::clamp(std::min(found, Quota()), 1, kMostThreads);
 }
 
 // Never destroyed: its threads may run until the process ends. A forked child has none of them and makes its own.
