@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def convert(config: EngineConfig, out: str | Path, *, overwrite: bool = False) -
     """
     out = Path(os.path.abspath(Path(out).expanduser()))
     check_place(out, overwrite=overwrite)
+    config = replace(config, kernels="xla")  # nothing is multiplied here
     _, device, dtype = prepare_device(config)
     with open_model(config) as checkpoint:
         if checkpoint.format in ("dummy", "scripted"):
