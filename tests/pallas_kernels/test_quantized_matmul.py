@@ -402,7 +402,7 @@ def test_arrays_that_do_not_fit_are_refused():
 
 
 def test_unknown_implementations_are_refused():
-    with pytest.raises(ValueError, match="must be one of auto, xla, cpu, hopper, not 'triton'"):
+    with pytest.raises(ValueError, match="must be one of auto, xla, cpu, hopper, native, not 'triton'"):
         lower(abstract(), implementation="triton")
 
 
