@@ -191,7 +191,7 @@ def test_the_scripts_in_the_documents(opened, tmp_path):
     rules, full = re.findall(r"```json\n(.*?)```", (root / "docs" / "scripted.md").read_text(), re.DOTALL)
     assert says(opened(rules), user('{"celsius": 21}')).startswith("<think>")
     assert says(opened(full), user("hi")) == "<|channel|>final<|message|>Hello."
-    readme = re.search(r"<<'END'\n(.*?)\n    END\n", (root / "README.md").read_text(), re.DOTALL)
+    readme = re.search(r"<<'END'\n(.*?)\n *END\n", (root / "README.md").read_text(), re.DOTALL)
     assert "get_weather" in says(opened(readme[1]), user("the weather in Paris?"))
 
 
