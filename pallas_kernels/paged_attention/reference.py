@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["LONGEST_RUN", "SHORTEST_RUN", "decode", "prefill", "runs"]
+__all__ = ["DECODE_TOKENS", "PREFILL_RUN", "decode", "prefill", "runs"]
 
-#: Cached tokens that one iteration attends to, for one sequence and for many: longer runs loop less often, shorter ones
-#: waste less on short sequences and stay in the CPU's cache.
-LONGEST_RUN, SHORTEST_RUN = 512, 128
+#: Cached tokens of a run: longer ones loop less often, shorter ones waste less on what lies past a sequence's end.
+PREFILL_RUN, DECODE_RUN = 128, 64
+
+#: Cached tokens that one iteration of decoding attends to, over all sequences: what stays in the CPU's cache.
+DECODE_TOKENS = 512
 
 #: Logit of a masked position: finite, so that a fully masked row gives numbers and no NaN.
 MASKED = -1e30
@@ -40,36 +42,72 @@ def decode(
 ) -> Float[Array, "B 1 N H"]:
     """One query a sequence; see :func:`pallas_kernels.paged_attention.paged_attention`.
 
+    The runs of all sequences are one list, of which an iteration takes some: its cost follows the tokens that there
+    are, where an iteration over all sequences at once would cost as much for the shortest as for the longest.
+
     The logits are a product and a sum over H, not a dot: with so few rows a dot spends its time on transposing the
     keys that it gathered, while this form reads them in place.
     """
     B, _, N, H = q.shape
-    K = k_pages.shape[1]
-    grouped = q.reshape(B, K, N // K, 1, H).astype(jnp.float32)
-    pages, tables = runs(tables, k_pages.shape[2], max(SHORTEST_RUN, LONGEST_RUN // B))
-    width = pages * k_pages.shape[2]
+    K, S = k_pages.shape[1:3]
+    G = N // K
+    grouped = q.reshape(B, K, G, 1, H).astype(jnp.float32)
+    pages, tables = runs(tables, S, DECODE_RUN)
+    width = pages * S
+    items = max(1, min(DECODE_TOKENS // width, B * tables.shape[1] // pages))
+    tables = tables.reshape(B, -1, pages)
+    first = jnp.zeros_like(starts) if window is None else jnp.maximum(starts - window + 1, 0) // width
+    lengths = jnp.where(counts > 0, starts // width + 1 - first, 0)
+    ends = jnp.cumsum(lengths)  # of each sequence in the list of runs
+    first -= ends - lengths
+    sequences = jnp.arange(B, dtype=jnp.int32)[:, None]
+    if sinks is not None:
+        sinks = sinks.reshape(1, K, G)
 
-    def scales(table: jax.Array, pool: jax.Array) -> jax.Array:  # [B K width]
-        return pool[table].transpose(0, 2, 1, 3).reshape(B, K, width)
+    def body(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, acc = carry  # [B K G], [B K G], [B K G H]
+        item = i * items + jnp.arange(items, dtype=jnp.int32)
+        row = jnp.minimum((item[:, None] >= ends).sum(-1, dtype=jnp.int32), B - 1)
+        valid = item < ends[-1]
+        run = jnp.where(valid, item + first[row], 0)
+        table = jnp.where(valid[:, None], tables[row, run], 0)  # [I pages]
+        start, key = starts[row][:, None], run[:, None] * width + jnp.arange(width, dtype=jnp.int32)
+        seen = (key <= start) & valid[:, None]  # [I width]
+        if window is not None:
+            seen &= key > start - window
+        seen = seen[:, None, None]
 
-    def logits(table: jax.Array) -> jax.Array:  # [B K G width]
-        k = k_pages[table].transpose(0, 2, 1, 3, 4).reshape(B, K, 1, width, H)
-        dots = (k.astype(jnp.float32) * grouped).sum(-1) * scale
-        return dots if k_scales is None else dots * scales(table, k_scales)[:, :, None]
+        def gather(pool: jax.Array) -> jax.Array:  # [I K width ...]
+            return jnp.swapaxes(pool[table], 1, 2).reshape(items, K, width, *pool.shape[3:])
 
-    def weigh(table: jax.Array, weights: jax.Array, seen: jax.Array) -> jax.Array:
-        v = v_pages[table].transpose(0, 2, 1, 3, 4).reshape(B, K, width, H).astype(jnp.float32)
-        # what an unused place of a page holds may be anything; 0 * NaN would be NaN
-        v = jnp.where(seen[..., 0, :, None], v, 0.0)
+        k, v = gather(k_pages)[:, :, None].astype(jnp.float32), gather(v_pages).astype(jnp.float32)
+        logits = (k * grouped[row]).sum(-1) * scale  # [I K G width]
+        if k_scales is not None:
+            logits *= gather(k_scales)[:, :, None]
+        if soft_cap is not None:
+            logits = jnp.tanh(logits / soft_cap) * soft_cap
+        logits = jnp.where(seen, logits, MASKED)
+        highest = logits.max(-1)
+        weights = jnp.exp(logits - highest[..., None])
+        sums = weights.sum(-1)
         if v_scales is not None:
-            weights *= jnp.where(seen[..., 0, :], scales(table, v_scales), 0.0)[:, :, None]
-        return jnp.einsum("bkgs,bksh->bkgh", weights, v)
+            weights *= jnp.where(seen, gather(v_scales)[:, :, None], 0.0)
+        # what an unused place of a page holds may be anything; 0 * NaN would be NaN
+        values = jnp.einsum("ikgs,iksh->ikgh", weights, jnp.where(seen[:, 0, ..., None], v, 0.0))
 
-    out = _walk(
-        tables, pages, width, starts[:, None, None, None], jnp.max(jnp.where(counts > 0, starts + 1, 0)),
-        logits, weigh, (B, K, N // K, H), window, soft_cap, None if sinks is None else sinks.reshape(1, K, N // K),
-    )  # fmt: skip
-    return out.astype(q.dtype).reshape(B, 1, N, H)
+        owned = row == sequences  # [B I]
+        new_top = jnp.maximum(top, jnp.where(owned[..., None, None], highest, MASKED).max(1))
+        shares = jnp.where(valid[:, None, None], jnp.exp(highest - new_top[row]), 0.0)
+
+        def of_sequences(x: jax.Array) -> jax.Array:  # [I ...] to [B ...], as one product
+            flat = (x * shares.reshape(shares.shape + (1,) * (x.ndim - 3))).reshape(items, -1)
+            return (owned.astype(jnp.float32) @ flat).reshape(B, *x.shape[1:])
+
+        shrink = jnp.exp(top - new_top)
+        return new_top, total * shrink + of_sequences(sums), acc * shrink[..., None] + of_sequences(values)
+
+    _, total, acc = lax.fori_loop(0, -(-ends[-1] // items), body, _nothing_seen((B, K, G, H), sinks))
+    return (acc / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype).reshape(B, 1, N, H)
 
 
 def prefill(
@@ -91,7 +129,7 @@ def prefill(
     B, Q, N, H = q.shape
     K, G = k_pages.shape[1], N // k_pages.shape[1]
     grouped = q.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * Q, H)
-    pages, tables = runs(tables, k_pages.shape[2], SHORTEST_RUN)
+    pages, tables = runs(tables, k_pages.shape[2], PREFILL_RUN)
     if sinks is not None:
         sinks = jnp.repeat(sinks.reshape(1, K, G), Q, axis=2)
     width = pages * k_pages.shape[2]
@@ -169,9 +207,16 @@ def _walk(
         shrink = jnp.exp(top - new_top)
         return new_top, total * shrink + weights.sum(-1), acc * shrink[..., None] + weigh(table, weights, seen)
 
-    top, total = jnp.full(shape[:3], MASKED, jnp.float32), jnp.zeros(shape[:3], jnp.float32)
-    if sinks is not None:  # a sink is a position that every row sees, of value 0
-        top, total = jnp.broadcast_to(sinks.astype(jnp.float32), shape[:3]), jnp.ones(shape[:3], jnp.float32)
-    init = (top, total, jnp.zeros(shape, jnp.float32))
-    _, total, acc = lax.fori_loop(begin, (end + width - 1) // width, body, init)
+    _, total, acc = lax.fori_loop(begin, (end + width - 1) // width, body, _nothing_seen(shape, sinks))
     return acc / jnp.maximum(total, 1e-30)[..., None]
+
+
+def _nothing_seen(
+    shape: tuple[int, int, int, int], sinks: Float[Array, "1 K R"] | None
+) -> tuple[Float[Array, "B K R"], Float[Array, "B K R"], Float[Array, "B K R H"]]:
+    """Highest logit, sum of weights and weighted values ``[B K R H]`` of a softmax that has seen no position."""
+    if sinks is None:
+        top, total = jnp.full(shape[:3], MASKED, jnp.float32), jnp.zeros(shape[:3], jnp.float32)
+    else:  # a sink is a position that every row sees, of value 0
+        top, total = jnp.broadcast_to(sinks.astype(jnp.float32), shape[:3]), jnp.ones(shape[:3], jnp.float32)
+    return top, total, jnp.zeros(shape, jnp.float32)

@@ -59,7 +59,7 @@ def _select(
 ) -> jax.Array:  # fmt: skip
     B, Q = q.shape[:2]
     page_size, tokens = keys.shape[2], tables.shape[1] * keys.shape[2]
-    pages, padded = reference.runs(tables, page_size, max(reference.SHORTEST_RUN, reference.LONGEST_RUN // (B * Q)))
+    pages, padded = reference.runs(tables, page_size, max(reference.PREFILL_RUN, reference.DECODE_TOKENS // (B * Q)))
     width = pages * page_size
     row = starts[:, None] + jnp.minimum(jnp.arange(Q, dtype=jnp.int32), counts[:, None] - 1)
 
