@@ -95,6 +95,8 @@ class StepShapes:
     """The cheapest first; the last one serves every request."""
     decode_steps: tuple[int, ...]
     """Steps in one go: 1, and the setting if it is more."""
+    most_padding: float = 1.0
+    """Share of a prefill step that may be padding before several smaller steps are run in its place."""
     warm_up_runs: int
     """How often each step runs before it is at its best."""
     first_prefill: int | None = None
@@ -120,6 +122,8 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
         decode_rows=decode_rows,
         decode_forms=forms,
         decode_steps=steps,
+        # a GPU waits for weights and launches; a CPU computes padding like anything else
+        most_padding=1.0 if gpu else 0.25,
         # a CUDA graph is recorded by the second run and replayed by the third
         warm_up_runs=3 if gpu else 1,
         # on a GPU XLA measures products while it compiles, and requests would be measured too. On a CPU one block of a

@@ -143,13 +143,17 @@ class Steps:
         return next((layout for layout in layouts if layout.rows >= rows), layouts[-1])
 
     def prefill_layout(self, blocks: int) -> PrefillLayout:
-        """The same for blocks of prompts."""
+        """The step that takes so many blocks of prompts, or one for the first of them."""
         layouts = [
             layout
             for layout in self.prefill_layouts
             if not self.only_loaded or f"prefill {layout.blocks}" in self.programs
         ]
-        return next((layout for layout in layouts if layout.blocks >= blocks), layouts[-1])
+        full = [layout for layout in layouts if layout.blocks <= blocks]
+        larger = next((layout for layout in layouts if layout.blocks > blocks), None)
+        if larger is None or (full and larger.blocks - blocks > self.settings.steps.most_padding * larger.blocks):
+            return full[-1]
+        return full[-1] if full and full[-1].blocks == blocks else larger
 
     def admit(self) -> Any:
         return self._program("admit", self._admit_step, self.admit_layout.size)

@@ -83,6 +83,8 @@ def offset_product(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Arr
 def _by_blocks(x: Float[Array, "T I"], values: Int[Array, "O I"]) -> Float[Array, "T O"]:
     """The product with values that are converted to the type of ``x``, some output channels at a time."""
     outputs, inputs = values.shape
+    # or XLA:CPU would convert the weights of all layers before the first product: they wait for nothing
+    x, values = lax.optimization_barrier((x, values))
 
     def multiply(start: Any, width: int) -> Float[Array, "T W"]:
         block = lax.dynamic_slice_in_dim(values, start, width).astype(x.dtype)
