@@ -52,6 +52,8 @@ def matmul(x: Float[Array, "T I"], weight: QuantizedWeight, *, out_dtype: Any = 
     """
     method = weight.bytes_of or weight.values.dtype.name
     pairs = weight.shape[1] // weight.scales.shape[0] % 2 == 0
+    # or XLA:CPU would convert the weights of all layers before the first product: they wait for nothing
+    x, weight = lax.optimization_barrier((x, weight))
     if method == "int4" and pairs:
         y = _int4(x, weight)
     elif method == "int8" and weight.group_size is None:
@@ -83,8 +85,6 @@ def offset_product(x: Float[Array, "T I"], weight: QuantizedWeight) -> Float[Arr
 def _by_blocks(x: Float[Array, "T I"], values: Int[Array, "O I"]) -> Float[Array, "T O"]:
     """The product with values that are converted to the type of ``x``, some output channels at a time."""
     outputs, inputs = values.shape
-    # or XLA:CPU would convert the weights of all layers before the first product: they wait for nothing
-    x, values = lax.optimization_barrier((x, values))
 
     def multiply(start: Any, width: int) -> Float[Array, "T W"]:
         block = lax.dynamic_slice_in_dim(values, start, width).astype(x.dtype)
