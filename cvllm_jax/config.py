@@ -28,6 +28,11 @@ __all__ = [
 #: Called as ``progress(stage, done, total)`` while something long runs; ``total`` may be 0 (unknown).
 type Progress = Callable[[str, int, int], None]
 
+_MODEL_PATH_REQUIRED = (
+    "model_path is required: a GGUF file, a model folder or a hub id "
+    "(the command 'cvllm-jax demo' installs the demo model, which find_demo_model() then finds)"
+)
+
 LoadFormat = Literal["auto", "dummy"]
 KernelSet = Literal["auto", "xla", "hopper", "native"]
 KvCacheDType = Literal["auto", "int8", "fp8"]
@@ -197,7 +202,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_path, str | Path) or not str(self.model_path):
-            raise ConfigError("model_path is required: a GGUF file, a model folder or a hub id", param="model_path")
+            raise ConfigError(_MODEL_PATH_REQUIRED, param="model_path")
         object.__setattr__(self, "model_path", str(self.model_path))
         if isinstance(self.device, str):
             object.__setattr__(self, "device", Device.parse(self.device))
@@ -326,7 +331,7 @@ class ConfigSettings:
     def config(self) -> EngineConfig:
         """The configuration collected so far, checked."""
         if "model_path" not in self._values:
-            raise ConfigError("model_path is required: a GGUF file, a model folder or a hub id", param="model_path")
+            raise ConfigError(_MODEL_PATH_REQUIRED, param="model_path")
         return EngineConfig(**self._values)
 
 

@@ -13,7 +13,7 @@ from PySide6.QtWidgets import QApplication, QHBoxLayout, QLineEdit, QPlainTextEd
 
 from cvllm_jax import EngineConfig, Error, InferenceEngine
 from cvllm_jax.checkpoints.demo import find_demo_model
-from cvllm_jax.openai import AdapterConfig, ChatCompletionRequest, Message, OpenAIAdapter, model_sampling_defaults
+from cvllm_jax.openai import ChatCompletionRequest, Message, OpenAIAdapter
 
 
 class Answer(QThread):
@@ -99,8 +99,7 @@ class ChatWindow(QWidget):
 def main() -> None:
     application = QApplication(sys.argv[:1])
     engine = InferenceEngine(EngineConfig(model_path=sys.argv[1] if len(sys.argv) > 1 else find_demo_model()))
-    config = AdapterConfig(sampling_defaults=model_sampling_defaults(engine))
-    with OpenAIAdapter.with_config(engine, config) as adapter:
+    with OpenAIAdapter(engine) as adapter:
         window = ChatWindow(adapter)
         window.show()
         application.exec()

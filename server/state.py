@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from cvllm_jax.openai import AdapterConfig, OpenAIAdapter, model_sampling_defaults
+from cvllm_jax.openai import AdapterConfig, OpenAIAdapter
 from cvllm_jax.responses.service import ResponsesService
 from cvllm_jax.responses.store import ResponseStore
 from server.errors import ApiError
@@ -44,7 +44,6 @@ class ServerState:
     def ready(self, engine: AnyEngine) -> None:
         """Serve ``engine`` from now on, with its model's own sampling defaults."""
         config = AdapterConfig(
-            sampling_defaults=model_sampling_defaults(engine),
             tool_parser=self.settings.tool_parser,
             reasoning_parser=self.settings.reasoning_parser,
         )

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from cvllm_jax.checkpoints.demo import DEMO_MODEL_NAME, DEMO_SAMPLING, find_demo_model
+from cvllm_jax.checkpoints.demo import demo_sampling
 from cvllm_jax.checkpoints.folder import (
     PICKLES,
     QUANTIZED,
@@ -167,7 +167,7 @@ def _open_gguf(path: Path) -> Checkpoint:
             format="gguf",
             config=config,
             eos_token_ids=eos_from_gguf(file, config.get("vocab_size")),
-            generation_defaults=sampling_from_config(sampling_from_gguf(file), path) or _demo_sampling(path),
+            generation_defaults=sampling_from_config(sampling_from_gguf(file), path) or demo_sampling(file.metadata),
             tensors={
                 tensor.name: TensorInfo(tensor.shape, tensor.type.name, _can_dequantize(tensor.type))
                 for tensor in file.tensors.values()
@@ -179,11 +179,6 @@ def _open_gguf(path: Path) -> Checkpoint:
     except ModelLoadError:
         file.close()
         raise
-
-
-def _demo_sampling(path: Path) -> dict[str, Any]:
-    demo = find_demo_model() if path.name.startswith(DEMO_MODEL_NAME) else None
-    return dict(DEMO_SAMPLING) if demo is not None and demo.samefile(path) else {}
 
 
 def _open_folder(folder: Path, *, name: str | None = None, weights: str | None = None) -> Checkpoint:

@@ -43,10 +43,9 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal. /help lists what else can be typed."""
     with load_engine(model, engine) as loaded:
-        from cvllm_jax.openai import AdapterConfig, OpenAIAdapter, model_sampling_defaults
+        from cvllm_jax.openai import OpenAIAdapter
 
-        defaults = AdapterConfig(sampling_defaults=model_sampling_defaults(loaded))
-        adapter = OpenAIAdapter.with_config(loaded, defaults)
+        adapter = OpenAIAdapter(loaded)
         if sys.stdin.isatty():
             print(f"{loaded.model_info().name}. /help lists the commands, Ctrl-D ends.")
         with _line_history():

@@ -41,15 +41,14 @@ def generate(
         raise typer.BadParameter("--raw has no place for instructions", param_hint="--system")
     text = sys.stdin.read() if prompt == "-" else prompt
     with load_engine(model, engine) as loaded:
-        from cvllm_jax.openai import AdapterConfig, ChatCompletionRequest, Message, OpenAIAdapter
-        from cvllm_jax.openai import model_sampling_defaults as recommended
+        from cvllm_jax.openai import ChatCompletionRequest, Message, OpenAIAdapter, model_sampling_defaults
 
         pieces: Iterator[str]
         if raw:
-            params = sampling.params(recommended(loaded))
+            params = sampling.params(model_sampling_defaults(loaded))
             pieces = (update.text for update in loaded.generate_stream_sync(loaded.tokenize(text), params))
         else:
-            adapter = OpenAIAdapter.with_config(loaded, AdapterConfig(sampling_defaults=recommended(loaded)))
+            adapter = OpenAIAdapter(loaded)
             messages = [Message.user(text)]
             if system is not None:
                 messages.insert(0, Message.system(system))

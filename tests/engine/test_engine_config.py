@@ -64,7 +64,7 @@ def refuse(error, message, param, **settings):
     ({"revision": 5}, ConfigError, "revision must be a branch, tag or commit, not 5", "revision"),
     ({"progress": "bar"}, ConfigError, "progress must be a function, not 'bar'", "progress"),
     ({"model_path": ""}, ConfigError, "model_path is required", "model_path"),
-    ({"model_path": None}, ConfigError, "model_path is required", "model_path"),
+    ({"model_path": None}, ConfigError, "cvllm-jax demo", "model_path"),
 ])  # fmt: skip
 def test_what_is_refused(tiny_model_path, settings, error, message, param):
     usual = {"model_path": str(tiny_model_path), "device": "cpu", "dtype": "f32", "warmup": False}

@@ -64,13 +64,15 @@ def test_top_k_can_be_turned_off(stub, off):
     assert params_of(stub, top_k=off).top_k is None
 
 
-def test_the_models_own_defaults_fill_in_where_asked_to():
+def test_the_models_own_defaults_fill_in():
     stub = StubEngine(generation_defaults={"temperature": 0.2, "top_k": 0, "max_new_tokens": 5})
-    config = AdapterConfig(sampling_defaults=model_sampling_defaults(stub))
-    adapter = OpenAIAdapter.with_config(stub, config)
+    assert model_sampling_defaults(stub) == {"temperature": 0.2}
+    adapter = OpenAIAdapter(stub)
     adapter.chat_completion_sync(request())
     adapter.chat_completion_sync(request(temperature=0.7))
-    assert [params.temperature for _, params in stub.seen] == [0.2, 0.7]
+    OpenAIAdapter.with_config(stub, AdapterConfig(sampling_defaults={})).chat_completion_sync(request())
+    OpenAIAdapter.with_config(stub, AdapterConfig(sampling_defaults={"top_p": 0.5})).chat_completion_sync(request())
+    assert [(params.temperature, params.top_p) for _, params in stub.seen] == [(0.2, 1), (0.7, 1), (1, 1), (1, 0.5)]
     assert stub.seen[0][1].top_k is None
 
 

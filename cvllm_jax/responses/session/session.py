@@ -14,7 +14,7 @@ from cvllm_jax.config import EngineConfig
 from cvllm_jax.errors import ConfigError, OtherError, shown
 from cvllm_jax.mcp import McpServerConfig, McpServers, load_mcp_config
 from cvllm_jax.mcp.background import background_loop, run_on
-from cvllm_jax.openai.adapter import AdapterConfig, OpenAIAdapter, model_sampling_defaults
+from cvllm_jax.openai.adapter import AdapterConfig, OpenAIAdapter
 from cvllm_jax.openai.types import Message, ToolCall
 from cvllm_jax.responses.agent.functions import function_tool
 from cvllm_jax.responses.agent.loop import run_agent
@@ -254,8 +254,7 @@ def _adapter(config: SessionConfig) -> OpenAIAdapter:
 
         engine = InferenceEngine(config.engine_config or EngineConfig.from_model_path(config.model_path or ""))
     try:
-        settings = config.adapter or AdapterConfig(sampling_defaults=model_sampling_defaults(engine))
-        return OpenAIAdapter.with_config(engine, settings)
+        return OpenAIAdapter.with_config(engine, config.adapter or AdapterConfig())
     except BaseException:
         if config.engine is None:
             engine.close()
