@@ -42,7 +42,7 @@ class AdapterConfig:
 
     sampling_defaults: Mapping[str, Any] | None = None
     """Defaults for temperature, top_p, top_k, min_p and repetition_penalty. None: what the model's own files recommend,
-    as the server does (:func:`model_sampling_defaults`); ``{}``: OpenAI's, which are temperature 1 and nothing cut off."""
+    as the server does (:func:`model_sampling_defaults`); ``{}``: those of OpenAI, temperature 1 and nothing cut off."""
     tool_parser: str = "auto"
     """The format of the model's tool calls, a name of ``TOOL_PARSERS``. "auto" finds it by the chat template; "none"
     finds no calls."""
