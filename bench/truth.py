@@ -139,6 +139,8 @@ def measure(model: Path, words: str, threads: int) -> dict[str, float]:
             print(f"  {name}, {path}: {found[f'{name}, {path}']:.4f}", flush=True)
 
     for variant in VARIANTS:
+        if "num_speculative_tokens" in variant.options:
+            continue  # logits are computed as without it
         with opened(model, **variant.options) as engine:
             logits = prompt_logits(engine, prompt), decoded_logits(engine, sequences)
         add(variant.name, logits)

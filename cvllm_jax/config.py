@@ -28,6 +28,9 @@ __all__ = [
 #: Called as ``progress(stage, done, total)`` while something long runs; ``total`` may be 0 (unknown).
 type Progress = Callable[[str, int, int], None]
 
+#: Each is a row of a decode step.
+MAX_SPECULATIVE_TOKENS = 15
+
 _MODEL_PATH_REQUIRED = (
     "model_path is required: a GGUF file, a model folder or a hub id "
     "(the command 'cvllm-jax demo' installs the demo model, which find_demo_model() then finds)"
@@ -183,6 +186,9 @@ class EngineConfig:
     """Prompt tokens of one step, over all sequences."""
     decode_steps: int = 1
     """Steps that run as one program while no request waits: fewer calls, but tokens come in groups of this size."""
+    num_speculative_tokens: int = 0
+    """Tokens that prompt lookup may guess for a sequence and one step verifies, with as many rows more: faster where
+    answers repeat what they or their prompts say, and the same tokens. 0: no guesses."""
     enable_prefix_caching: bool = True
     """Keep the pages of finished requests and reuse them for prompts that begin alike."""
     page_size: int = 16
@@ -239,6 +245,18 @@ class EngineConfig:
             raise ConfigError(f"page_size must be a power of two up to 256, not {self.page_size}", param="page_size")
         if self.max_batch_size > 1024:
             raise ConfigError(f"max_batch_size is limited to 1024, not {self.max_batch_size}", param="max_batch_size")
+        most = MAX_SPECULATIVE_TOKENS
+        if type(self.num_speculative_tokens) is not int or not 0 <= self.num_speculative_tokens <= most:
+            raise ConfigError(
+                f"num_speculative_tokens must be from 0 to {most}, not {shown(self.num_speculative_tokens)}",
+                param="num_speculative_tokens",
+            )
+        if self.num_speculative_tokens and self.decode_steps > 1:
+            raise ConfigError(
+                "num_speculative_tokens and decode_steps do not go together: what comes after a guess is known when "
+                "its step has been read",
+                param="num_speculative_tokens",
+            )
         if self.decode_steps > 64:
             raise ConfigError(f"decode_steps is limited to 64, not {self.decode_steps}", param="decode_steps")
 
@@ -303,6 +321,9 @@ class ConfigSettings:
 
     def decode_steps(self, steps: int) -> Self:
         return self._set("decode_steps", steps)
+
+    def num_speculative_tokens(self, tokens: int) -> Self:
+        return self._set("num_speculative_tokens", tokens)
 
     def enable_prefix_caching(self, enable: bool) -> Self:
         return self._set("enable_prefix_caching", enable)

@@ -340,6 +340,10 @@ class EngineStats:
     cached_tokens: int
     """Prompt tokens served from the prefix cache since the start."""
     preemptions: int
+    drafted_tokens: int
+    """Tokens that were guessed, with ``num_speculative_tokens``."""
+    accepted_tokens: int
+    """Those of them that were right."""
     steps: int
     compilations: int
     """Programs compiled or loaded since the start; constant after warm-up."""

@@ -124,7 +124,7 @@ class StubEngine:
         return EngineStats(
             running=running, waiting=0, pages_total=64, pages_free=64 - running, pages_cached=0,
             requests_completed=self._count - running, prompt_tokens=0, generated_tokens=0, cached_tokens=0,
-            preemptions=0, steps=0, compilations=0,
+            preemptions=0, drafted_tokens=0, accepted_tokens=0, steps=0, compilations=0,
         )  # fmt: skip
 
     def close(self):

@@ -46,6 +46,7 @@ class Variant:
 #: The first is what the goals are about: what ``pip install`` gives, and no speculation.
 VARIANTS = (
     Variant(OURS, {"kernels": "xla"}),
+    Variant(f"{OURS} + speculation", {"kernels": "xla", "num_speculative_tokens": 4}),
     *([Variant(f"{OURS} + native kernel", {"kernels": "native"})] if "native" in get_args(KernelSet) else []),
 )
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from cvllm_jax.engine.pages import PageRun
 from cvllm_jax.engine.plan import Admission, DecodeRow, PrefillBlock, SamplingSettings
-from cvllm_jax.engine.sampler import SamplingBatch
+from cvllm_jax.engine.sampler import NO_DRAFT, SamplingBatch
 from cvllm_jax.models.layers import BlockBatch, Kernels
 
 __all__ = ["AdmitLayout", "DecodeLayout", "Layout", "PrefillLayout", "pack_masks"]
@@ -100,6 +100,7 @@ def _sampling_batch(
         seed=lax.bitcast_convert_type(fields["seed"], jnp.uint32),
         position=position,
         slot=fields["slot"],
+        draft=fields.get("draft"),
         forbid_end=fields["forbid_end"] > ahead,
         logprobs=fields["logprobs"] > 0,
         top_logprobs=fields["top_logprobs"] > 0,
@@ -127,7 +128,10 @@ def _fill_tables(tables: np.ndarray, row: int, runs: Items[PageRun]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DecodeLayout:
-    """Some next tokens for each of up to ``rows`` sequences; ``idle_slot`` is where padding rows point."""
+    """Some next tokens for each of up to ``rows`` sequences; ``idle_slot`` is where padding rows point.
+
+    With ``drafts`` a sequence may have several rows, its last token's and one for each draft.
+    """
 
     rows: int
     groups: int
@@ -135,12 +139,14 @@ class DecodeLayout:
     page_size: int
     idle_slot: int
     kernels: Kernels = Kernels()  # noqa: RUF009 - a tuple
+    drafts: bool = False
 
     def _layout(self) -> Layout:
         R = self.rows
         return Layout(
             {"position": ((R,), _INT), "steps": ((R,), _INT), "tables": ((self.groups, R, self.table_width), _INT)}
             | _sampling_fields(R)
+            | ({"draft": ((R,), _INT)} if self.drafts else {})
         )
 
     @property
@@ -150,11 +156,18 @@ class DecodeLayout:
     def pack(self, rows: Items[DecodeRow]) -> np.ndarray:
         vector, views = self._layout().new()
         views["slot"][:] = self.idle_slot
-        for index, row in enumerate(rows):
-            views["position"][index] = row.position
-            views["steps"][index] = row.steps
-            _fill_tables(views["tables"], index, row.tables)
-            _fill_sampling(views, index, row.sampling, row.slot, row.forbid_end)
+        if self.drafts:
+            views["draft"][:] = NO_DRAFT
+        index = 0
+        for row in rows:
+            for ahead, draft in enumerate((NO_DRAFT, *row.drafts)):
+                views["position"][index] = row.position + ahead
+                views["steps"][index] = row.steps
+                _fill_tables(views["tables"], index, row.tables)
+                _fill_sampling(views, index, row.sampling, row.slot, max(0, row.forbid_end - ahead))
+                if draft != NO_DRAFT:
+                    views["draft"][index] = draft
+                index += 1
         return vector
 
     def unpack(

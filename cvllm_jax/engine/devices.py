@@ -95,6 +95,8 @@ class StepShapes:
     """The cheapest first; the last one serves every request."""
     decode_steps: tuple[int, ...]
     """Steps in one go: 1, and the setting if it is more."""
+    drafts: int = 0
+    """Drafted tokens that a sequence may have in a decode step, each a row of its own."""
     most_padding: float = 1.0
     """Share of a prefill step that may be padding before several smaller steps are run in its place."""
     warm_up_runs: int
@@ -114,7 +116,8 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
     steps = tuple(sorted({1, config.decode_steps}))
     prefill_blocks = _sizes(-(-config.prefill_chunk_size // query_block), 3)
     # a GPU waits for the weights, whatever the number of rows, and loses little by padding
-    decode_rows = _sizes(config.max_batch_size, 8 // len(forms) // len(steps))
+    drafts = config.num_speculative_tokens
+    decode_rows = _sizes(max(config.max_batch_size, 1 + drafts), 8 // len(forms) // len(steps))
     return StepShapes(
         query_block=query_block,
         prefill_blocks=prefill_blocks,
@@ -122,6 +125,7 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
         decode_rows=decode_rows,
         decode_forms=forms,
         decode_steps=steps,
+        drafts=drafts,
         # a GPU waits for weights and launches; a CPU computes padding like anything else
         most_padding=1.0 if gpu else 0.25,
         # a CUDA graph is recorded by the second run and replayed by the third

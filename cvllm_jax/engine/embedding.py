@@ -145,7 +145,8 @@ class EmbeddingEngine(EngineLifetime):
         return EngineStats(
             running=queue.running, waiting=queue.waiting, pages_total=0, pages_free=0, pages_cached=0,
             requests_completed=queue.completed, prompt_tokens=queue.tokens, generated_tokens=0, cached_tokens=0,
-            preemptions=0, steps=queue.steps, compilations=self.runner.programs.compilations,
+            preemptions=0, drafted_tokens=0, accepted_tokens=0,
+            steps=queue.steps, compilations=self.runner.programs.compilations,
         )  # fmt: skip
 
     def _tokens(self, texts: Items[str | Items[int]], prompt_name: str | None) -> list[list[int]]:

@@ -83,6 +83,8 @@ class InferenceEngine(EngineLifetime):
             prefill_budget=config.prefill_chunk_size,
             chunked=config.enable_chunked_prefill,
             decode_steps=config.decode_steps,
+            drafts=settings.steps.drafts,
+            rows=settings.steps.decode_rows[-1],
             hash_root=f"{loaded.info.name} {loaded.info.dtype} {config.kv_cache_dtype}".encode(),
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
@@ -234,6 +236,8 @@ class InferenceEngine(EngineLifetime):
             generated_tokens=totals.generated_tokens,
             cached_tokens=totals.cached_tokens,
             preemptions=scheduler.preemptions,
+            drafted_tokens=scheduler.drafted_tokens,
+            accepted_tokens=scheduler.accepted_tokens,
             steps=self._loop.steps,
             compilations=self._loop.runner.programs.compilations,
         )

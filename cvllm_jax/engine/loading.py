@@ -123,6 +123,12 @@ def _prepare_steps(
         log.info("%s: %s, because %s", operation, *getattr(choices, operation))
     if config.enable_prefix_caching and model_config.recurrent is not None:
         log.info("prefixes are not cached: %s has recurrent layers", name)
+    if config.num_speculative_tokens and model_config.recurrent is not None:
+        raise ConfigError(
+            f"{name} has recurrent layers, whose state cannot go back to before a wrong guess: "
+            "num_speculative_tokens must be 0",
+            param="num_speculative_tokens",
+        )
     shapes = step_shapes(config, device.platform)
     to_come = outline.nbytes if device.platform == "cpu" else 0
     num_pages, max_sequence_length = pages_for(config, model_config, geometry, device, shapes, to_come=to_come)

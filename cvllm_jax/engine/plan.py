@@ -85,6 +85,14 @@ class DecodeRow:
     forbid_end: int
     sampling: SamplingSettings
     mask: bytes | None = None
+    drafts: tuple[int, ...] = ()
+    """Guesses at the tokens after the last one. They go to the positions behind it in the same step, which chooses a
+    token after each; those count as far as the guesses before them were right."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step that it takes."""
+        return 1 + len(self.drafts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +109,7 @@ class StepOutput:
     """What a plan's step chose."""
 
     decode: list[list[Sampled]]
-    """The tokens of each row, one for each of its steps."""
+    """The tokens of each row, one for each of its steps; or those up to the first draft that was wrong."""
     prefill: list[Sampled]
     """One token for each block that chooses."""
 
@@ -147,7 +155,9 @@ def check_plan(plan: Plan, pools: Items[tuple[int, int | None]], page_size: int,
     for row in plan.decode:
         if not 1 <= row.steps <= plan.decode_steps:
             raise ValueError(f"slot {row.slot} takes {row.steps} steps of {plan.decode_steps}")
-        check(f"slot {row.slot}", row.slot, row.tables, row.position, row.steps)
+        if row.drafts and plan.decode_steps > 1:
+            raise ValueError(f"slot {row.slot} has drafts in a plan of {plan.decode_steps} steps")
+        check(f"slot {row.slot}", row.slot, row.tables, row.position, row.steps + len(row.drafts))
     for block in plan.prefill:
         name = f"the block of slot {block.slot} at {block.start}"
         check(name, block.slot, block.tables, block.start, len(block.tokens))

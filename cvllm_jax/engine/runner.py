@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -223,9 +224,9 @@ class Runner:
         while rows:
             forms = self.settings.steps.decode_forms
             form = next(form for form in forms if all(form.serves(row.sampling) for row in rows))
-            layout = self.steps.decode_layout(len(rows), form, steps)
-            part, rows = rows[: layout.rows], rows[layout.rows :]
-            masks = [row.mask for row in part]
+            layout = self.steps.decode_layout(sum(row.rows for row in rows), form, steps)
+            part, rows = _first_rows(rows, layout.rows)
+            masks = [row.mask for row in part for _ in range(row.rows)]
             out = self._run(self.steps.decode(layout, form, steps), layout.pack(part), masks, layout.rows)
             dispatched.append((out, part))
         return dispatched
@@ -248,14 +249,17 @@ class Runner:
         decode: list[list[Sampled]] = []
         for out, decoded in step.decode:
             chosen_rows = np.asarray(out)  # [steps, rows, C]
-            decode += [
-                [_sampled(chosen_rows[ahead, index], row.sampling) for ahead in range(row.steps)]
-                for index, row in enumerate(decoded)
-            ]
+            index = 0
+            for row in decoded:
+                chosen = chosen_rows[: row.steps, index]
+                if row.drafts:
+                    chosen = _kept(chosen_rows[0, index : index + row.rows], row.drafts)
+                decode.append([_sampled(each, row.sampling) for each in chosen])
+                index += row.rows
         prefill = []
-        for out, chosen in step.prefill:
+        for out, choosing in step.prefill:
             rows = np.asarray(out)
-            prefill += [_sampled(rows[i], s) for i, s in chosen]
+            prefill += [_sampled(rows[i], s) for i, s in choosing]
         return StepOutput(decode=decode, prefill=prefill)
 
 
@@ -271,6 +275,21 @@ def buffer_structs(
     state = jax.eval_shape(partial(empty_state, slots, config.vocab_size))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
     return cache, placed
+
+
+def _first_rows(rows: tuple[DecodeRow, ...], most: int) -> tuple[tuple[DecodeRow, ...], tuple[DecodeRow, ...]]:
+    """As many sequences as a step of ``most`` rows takes, at least one, and the others."""
+    if rows[0].rows > most:  # only smaller steps are loaded; drafts are guesses that nobody misses
+        return (replace(rows[0], drafts=rows[0].drafts[: most - 1]),), rows[1:]
+    ends = itertools.accumulate(row.rows for row in rows)
+    count = sum(end <= most for end in ends)
+    return rows[:count], rows[count:]
+
+
+def _kept(chosen: np.ndarray, drafts: tuple[int, ...]) -> np.ndarray:
+    """What was chosen up to the first draft that differs from what its position's draw gave."""
+    wrong = (index for index, draft in enumerate(drafts) if chosen[index, 0] != draft)
+    return chosen[: next(wrong, len(drafts)) + 1]
 
 
 def _sampled(row: np.ndarray, settings: SamplingSettings) -> Sampled:

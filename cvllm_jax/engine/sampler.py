@@ -18,11 +18,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from cvllm_jax.engine.plan import SamplingSettings
 from cvllm_jax.params import MAX_TOP_LOGPROBS
 
-__all__ = ["Form", "SamplerState", "SamplingBatch", "admit", "empty_state", "sample"]
+__all__ = ["NO_DRAFT", "Form", "SamplerState", "SamplingBatch", "admit", "empty_state", "next_tokens", "sample"]
 
 #: Bits of ``SamplerState.seen``; those below count how often the answer holds the token.
 IN_PROMPT, IS_END = 1 << 30, 1 << 29
 COUNT = IS_END - 1
+
+#: In place of a drafted token: the row's token is the last one that its slot chose.
+NO_DRAFT = -1
 
 #: Neighbouring tokens that the search for the most likely ones looks at together.
 CHUNK = 128
@@ -66,6 +69,8 @@ class SamplingBatch:
     top_logprobs: Bool[Array, "R"]
     tracks_tokens: Bool[Array, "R"]
     constrained: Bool[Array, "R"]
+    draft: Int[Array, "R"] | None = None
+    """Of rows that follow their sequence's first: the token that the row guesses to come after the row before it."""
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +104,12 @@ def admit(state: SamplerState, fields: dict[str, jax.Array]) -> SamplerState:
     )
 
 
+def next_tokens(state: SamplerState, batch: SamplingBatch) -> Int[Array, "R"]:
+    """The tokens that decode rows begin with: the last of their slot, or their drafts."""
+    last = state.last_token[batch.slot]
+    return last if batch.draft is None else jnp.where(batch.draft == NO_DRAFT, last, batch.draft)
+
+
 @jax.named_scope("sample")
 def sample(
     logits: Float[Array, "R V"], state: SamplerState, batch: SamplingBatch, mask: UInt[Array, "R W"], *,
@@ -123,7 +134,7 @@ def sample(
     if form is not Form.GREEDY:
         token = _where_wanted(form, batch.temperature > 0, lambda: _draw(chosen, greedy, batch, form), lambda: greedy)
     state = SamplerState(
-        last_token=state.last_token.at[batch.slot].set(token),
+        last_token=state.last_token.at[_writers(token, batch, state.last_token.shape[0])].set(token, mode="drop"),
         seen=state.seen.at[batch.slot, token].add(1),
         bias=state.bias,
     )
@@ -183,6 +194,17 @@ def _draw(
     noisy = scaled + jax.vmap(_gumbel, (0, 0, None))(batch.seed, batch.position, vocab_size)
     drawn = _argmax(jnp.where(kept, noisy, -jnp.inf))
     return jnp.where(batch.temperature > 0, drawn, greedy)
+
+
+def _writers(token: Int[Array, "R"], batch: SamplingBatch, slots: int) -> Int[Array, "R"]:
+    """The slot of each row whose token is its sequence's last: after it come drafts that are wrong, or none."""
+    if batch.draft is None:
+        return batch.slot
+    first = batch.draft == NO_DRAFT
+    wrong = jnp.cumsum(~first & (batch.draft != jnp.roll(token, 1)))
+    right = wrong == lax.cummax(jnp.where(first, wrong, 0))  # none is wrong from the sequence's first row on
+    goes_on = jnp.roll(right & ~first, -1).at[-1].set(False)
+    return jnp.where(right & ~goes_on, batch.slot, slots)
 
 
 def _argmax(values: Float[Array, "R V"]) -> Int[Array, "R"]:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
+from cvllm_jax.engine.drafts import PromptLookup
 from cvllm_jax.engine.pages import PageAllocator
 from cvllm_jax.engine.paging import Paging, step_tokens
 from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, StepOutput, admission_of, settings_of
@@ -37,12 +38,14 @@ class Scheduler:
       prefill_budget: prompt tokens of one step, over all sequences.
       chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
       decode_steps: steps that running sequences take in one go while nobody waits.
+      drafts: tokens that are drafted for a sequence at most, to be verified in one step.
+      rows: rows of the largest decode step, which drafts share with the sequences.
       hash_root: distinguishes caches of other models and types.
     """
 
     def __init__(
         self, pools: Items[PageAllocator], *, slots: int, block: int, prefill_budget: int,
-        chunked: bool = True, decode_steps: int = 1, hash_root: bytes = b"cvllm",
+        chunked: bool = True, decode_steps: int = 1, drafts: int = 0, rows: int = 0, hash_root: bytes = b"cvllm",
     ) -> None:  # fmt: skip
         step = step_tokens(block, prefill_budget, chunked=chunked, decode_steps=decode_steps)
         self.paging = Paging(pools, step=step, hash_root=hash_root)
@@ -54,6 +57,9 @@ class Scheduler:
         self._budget = prefill_budget
         self._chunked = chunked
         self._decode_steps = decode_steps
+        self._drafts = drafts
+        self._rows = rows
+        self.drafted_tokens = self.accepted_tokens = 0
         # of each plan those that decode (None: what the row chooses is void), choose after a prompt, and are prefilled
         self._in_flight: deque[tuple[list[Sequence | None], list[Sequence], list[Sequence]]] = deque()
 
@@ -67,11 +73,23 @@ class Scheduler:
         return bool(self._in_flight)
 
     @property
-    def waits_for_tokens(self) -> bool:
-        """Whether planning needs every token that is chosen: the mask of a constrained answer follows from its text."""
+    def waits_for_masks(self) -> bool:
+        """Whether a running answer is constrained: its masks follow from its text."""
         return any(sequence.constraint is not None for sequence in self.running)
 
+    @property
+    def waits_for_tokens(self) -> bool:
+        """Whether planning needs every token that is chosen, for masks or to draft what comes after it."""
+        return self.waits_for_masks or any(s.drafted or self._may_draft(s) for s in self.running)
+
+    def _may_draft(self, sequence: Sequence) -> bool:
+        return sequence.drafts is not None and sequence.prefilled and self._rows > len(self.running) and (
+            sequence.drafts.ready(sequence.length)
+        )
+
     def add(self, sequence: Sequence) -> None:
+        if self._drafts and not sequence.tracks_tokens and sequence.constraint is None:
+            sequence.drafts = PromptLookup(self._drafts)
         self._enqueue(sequence)
         self._append_forced(sequence)
 
@@ -120,6 +138,7 @@ class Scheduler:
     def _plan_decode(self, steps: int, masks_follow: bool) -> tuple[list[Sequence | None], list[DecodeRow]]:
         sequences: list[Sequence | None] = []
         rows: list[DecodeRow] = []
+        room = self._rows - len(self.running)
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or sequence.complete:
                 continue
@@ -132,6 +151,8 @@ class Scheduler:
             own_steps = self._steps_of(sequence, steps)
             if not self._grow(sequence, own_steps):
                 continue
+            drafts = self._draft(sequence, room)
+            room -= len(drafts)
             assert sequence.slot is not None
             rows.append(
                 DecodeRow(
@@ -142,12 +163,22 @@ class Scheduler:
                     forbid_end=sequence.forbid_end,
                     sampling=settings_of(sequence),
                     mask=sequence.mask,
+                    drafts=drafts,
                 )
             )
-            sequence.computed += own_steps
+            sequence.computed += own_steps + len(drafts)
+            sequence.drafted = len(drafts)
             sequence.pending += own_steps
             sequences.append(sequence)
         return sequences, rows
+
+    def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
+        """Guesses at the next tokens, if all before them are known and there are pages for them without preemption."""
+        if sequence.pending or not self._may_draft(sequence):
+            return ()
+        assert sequence.drafts is not None
+        drafts = sequence.drafts.propose(sequence.tokens, min(room, sequence.max_tokens - sequence.num_generated - 1))
+        return drafts if self.paging.grow(sequence, 1 + len(drafts)) else ()
 
     def _grow(self, sequence: Sequence, steps: int = 0) -> bool:
         """Give a running sequence the pages of its next step, or those of the youngest sequences if there are too few.
@@ -264,10 +295,24 @@ class Scheduler:
         decoding, choosing, _ = self._in_flight.popleft()
         for decoded, tokens in zip(decoding, output.decode, strict=True):
             if decoded is not None:
+                self._keep(decoded, len(tokens))
                 for sampled in tokens:
                     self._take(decoded, sampled)
         for sequence, sampled in zip(choosing, output.prefill, strict=True):
             self._take(sequence, sampled)
+
+    def _keep(self, sequence: Sequence, tokens: int) -> None:
+        """A step with drafts chose so many tokens: one, and one for each draft that was right."""
+        drafted, sequence.drafted = sequence.drafted, 0
+        if not drafted or sequence.state is not State.RUNNING:
+            return
+        assert sequence.drafts is not None
+        kept = tokens - 1
+        sequence.computed -= drafted - kept
+        sequence.pending += kept
+        sequence.drafts.learn(drafted, kept, len(sequence.tokens) + tokens)
+        self.drafted_tokens += drafted
+        self.accepted_tokens += kept
 
     def _take(self, sequence: Sequence, sampled: Sampled) -> None:
         if sequence.state is State.FINISHED:
@@ -322,7 +367,7 @@ class Scheduler:
         for sequence in self.waiting:
             sequence.pending = 0
         for sequence in list(self.running):
-            sequence.pending = 0
+            sequence.pending = sequence.drafted = 0
             self._preempt(sequence)
         self.paging.forget()
 

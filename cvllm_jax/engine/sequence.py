@@ -9,6 +9,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cvllm_jax.engine.drafts import PromptLookup
 from cvllm_jax.engine.pages import BlockHash, BlockTable
 from cvllm_jax.engine.stopping import StopStrings
 from cvllm_jax.params import (
@@ -84,6 +85,10 @@ class Sequence:
     """All known tokens are computed and the last one chosen is on the device: the sequence decodes."""
     pending: int = 0
     """Tokens chosen by dispatched steps and not read yet."""
+    drafts: PromptLookup | None = None
+    """Where guesses at its next tokens come from."""
+    drafted: int = 0
+    """Guesses in the step that is not read yet; ``computed`` takes them for right."""
     registered: int = 0
     """Pages handed to the prefix cache."""
     preempted: bool = False

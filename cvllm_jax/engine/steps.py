@@ -17,7 +17,7 @@ from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
 from cvllm_jax.engine.devices import StepShapes
 from cvllm_jax.engine.kernels import Geometry
 from cvllm_jax.engine.programs import Programs
-from cvllm_jax.engine.sampler import Form, SamplerState, admit, sample
+from cvllm_jax.engine.sampler import Form, SamplerState, admit, next_tokens, sample
 from cvllm_jax.engine.xla_options import compiler_options
 from cvllm_jax.models.cache_groups import CacheGroup
 from cvllm_jax.models.layers import Kernels
@@ -78,6 +78,7 @@ class Steps:
                 settings.page_size,
                 settings.max_batch_size,
                 settings.kernels,
+                settings.steps.drafts > 0,
             )
             for rows in settings.steps.decode_rows
         ]
@@ -190,7 +191,7 @@ class Steps:
 
             def step(ahead: jax.Array | int, cache: Any, state: SamplerState) -> Any:
                 batches, sampling = layout.unpack(vector, ahead)
-                hidden, cache = model(state.last_token[sampling.slot], cache, batches)
+                hidden, cache = model(next_tokens(state, sampling), cache, batches)
                 state, out = sample(model.logits(hidden), state, sampling, mask, form=form)
                 return cache, state, out
 
@@ -213,7 +214,7 @@ class Steps:
         def forward(leaves: Any, cache: Any, state: SamplerState, vector: jax.Array) -> Any:
             batches, sampling = layout.unpack(vector)
             model = self.model(leaves)
-            hidden, cache = model(state.last_token[sampling.slot], cache, batches)
+            hidden, cache = model(next_tokens(state, sampling), cache, batches)
             return cache, model.logits(hidden)
 
         return forward

@@ -69,9 +69,13 @@ class FakeRunner:
         for step in range(plan.decode_steps):
             live = [(row, tokens) for row, tokens in zip(plan.decode, chosen, strict=True) if row.steps > step]
             for row, _ in live:
-                self.write(row.tables, row.position + step, [self.last[row.slot]])
+                self.write(row.tables, row.position + step, [self.last[row.slot], *row.drafts])
             for row, tokens in live:
                 tokens.append(self.choose(row, row.position + step + 1, row.forbid_end > step))
+                for ahead, draft in enumerate(row.drafts, 1):
+                    if tokens[-1].token != draft:
+                        break
+                    tokens.append(self.choose(row, row.position + ahead + 1, row.forbid_end > ahead))
         for block in plan.prefill:
             self.write(block.tables, block.start, block.tokens)
         prefill = [self.choose(b, b.start + len(b.tokens), b.forbid_end > 0) for b in plan.prefill if b.choose]
@@ -168,7 +172,7 @@ class Serving:
 
     def __init__(
         self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1,
-        steps=1, halves=False, windows=(None,),
+        steps=1, halves=False, windows=(None,), drafts=0, rows=8,
     ):  # fmt: skip
         counts = [pages] * len(windows) if isinstance(pages, int) else pages
         self.pools = [
@@ -177,7 +181,8 @@ class Serving:
         ]
         self.pool = self.pools[0]
         self.scheduler = Scheduler(
-            self.pools, slots=slots, block=block, prefill_budget=budget, chunked=chunked, decode_steps=steps
+            self.pools, slots=slots, block=block, prefill_budget=budget, chunked=chunked, decode_steps=steps,
+            drafts=drafts, rows=rows,
         )
         self.runner = FakeRunner(page_size, [(pool.num_pages, pool.window) for pool in self.pools])
         self.ahead = ahead
@@ -203,7 +208,7 @@ class Serving:
     def step(self):
         """Plan and dispatch, then read all but ``ahead`` steps; False if there was nothing to do."""
         waits = self.scheduler.waits_for_tokens
-        halves = waits and self.halves and self.ahead > 0
+        halves = self.scheduler.waits_for_masks and self.halves and self.ahead > 0
         while self.unread and waits and not halves:
             self.scheduler.commit(self.unread.pop(0))
         plan = self.scheduler.plan(masks_follow=halves)

@@ -95,6 +95,20 @@ def test_with_several_steps_in_one_go(make_engine, alone):
     assert engine.stats().steps - before < sum(len(output.tokens) for output in alone) / 4
 
 
+def test_with_drafts(make_engine, alone):
+    """One step verifies what prompt lookup guesses, in every row that neighbours leave free."""
+    engine = make_engine(num_speculative_tokens=3)
+    for got, want in zip(together(engine), alone, strict=True):
+        assert_same(got, want)
+    before = engine.stats()
+    for (prompt, params), want in zip(PROBES, alone, strict=True):
+        assert_same(engine.generate_sync(prompt, params), want)
+    after = engine.stats()
+    accepted = after.accepted_tokens - before.accepted_tokens
+    assert accepted > 30 and after.drafted_tokens - before.drafted_tokens >= accepted
+    assert after.steps - before.steps < sum(len(output.tokens) for output in alone) + len(PROBES) - accepted / 2
+
+
 def test_with_the_steps_of_a_gpu(gpu_steps_engine, alone):
     with gpu_steps_engine.runner.programs.forbid_compile():
         for got, want in zip(together(gpu_steps_engine), alone, strict=True):

@@ -131,6 +131,70 @@ def test_constrained_answers_in_every_schedule(wanted, ahead, halves, pages, slo
             assert output.tokens == whole[:max_tokens]
 
 
+drafting_requests = st.tuples(
+    st.lists(st.integers(1, 2), min_size=1, max_size=30),
+    st.integers(1, 50),  # max_tokens
+    st.integers(0, 2),  # seed
+    st.sampled_from(["free", "free", "constrained", "at least 9"]),
+    st.integers(0, 12),  # arrives at this step
+    st.one_of(st.none(), st.integers(0, 25)),  # is cancelled at this step
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.lists(drafting_requests, min_size=1, max_size=7), st.integers(0, 1), st.booleans(), st.integers(20, 40),
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 6), st.sampled_from([(None,), (1,), (2,), (None, 1)]),
+    st.sets(st.integers(0, 25), max_size=2),
+)  # fmt: skip
+def test_drafts_change_no_answer(wanted, ahead, halves, pages, slots, drafts, more_rows, windows, failing):
+    """With a window of 1 the fake model goes round in circles, so that many drafts are right; else most are wrong."""
+    serving = Serving(
+        pages=pages, page_size=PAGE, slots=slots, ahead=ahead, halves=halves, windows=windows, drafts=drafts,
+        rows=slots + more_rows,
+    )  # fmt: skip
+    added = {}
+    step = 0
+    while len(added) < len(wanted) or not serving.scheduler.idle:
+        for index, (prompt, max_tokens, seed, kind, arrives, _) in enumerate(wanted):
+            if arrives == step:
+                constraint = ScriptedConstraint(prompt, max_tokens) if kind == "constrained" else None
+                least = min(9, max_tokens) if kind == "at least 9" else 0
+                added[index] = serving.add(prompt, max_tokens, seed=seed, constraint=constraint, min_tokens=least)
+        for index, request in added.items():
+            if wanted[index][5] == step:
+                serving.cancel(request)
+        serving.fail_step() if step in failing else serving.step()
+        check_pages(serving, None)
+        step += 1
+        assert step < 3000
+    assert serving.all_free()
+    assert all(sum(row.rows for row in plan.decode) <= slots + more_rows for plan in serving.runner.plans)
+    for index, request in added.items():
+        prompt, max_tokens, seed, kind, _, _ = wanted[index]
+        least = min(9, max_tokens) if kind == "at least 9" else 0
+        free = alone(prompt, max_tokens, seed=seed, windows=windows, min_tokens=least)
+        whole = ScriptedConstraint(prompt, max_tokens).whole() if kind == "constrained" else free
+        output = serving.output(request)
+        if output.finish_reason in (FinishReason.Cancelled, FinishReason.Error("no more")):
+            assert output.tokens == whole[: len(output.tokens)]
+        else:
+            assert output.tokens == whole
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_right_drafts_save_steps_and_wrong_ones_are_given_up(ahead):
+    circling = Serving(pages=60, ahead=ahead, windows=(1,), drafts=4, rows=8)
+    request = circling.add([1, 2], 100, ignore_eos=True)
+    circling.run()
+    assert len(circling.output(request).tokens) == 100 and len(circling.runner.plans) < 50
+    assert circling.scheduler.accepted_tokens > 50
+    endless = Serving(pages=600, ahead=ahead, drafts=4, rows=8)
+    endless.add([next_token([n]) for n in range(1500)], 200, ignore_eos=True)  # has most pairs, and says nothing
+    endless.run()
+    assert endless.scheduler.accepted_tokens < 5 < endless.scheduler.drafted_tokens < 40
+
+
 def test_nothing_is_generated_past_max_tokens_or_after_the_end():
     """Steps that are known to be the last are not overrun, and the token that follows an end token is dropped."""
     serving = Serving(ahead=1)
