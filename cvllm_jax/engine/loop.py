@@ -146,7 +146,7 @@ class EngineLoop:
         """Plan and dispatch a step, then read steps until at most ``ahead`` are unread."""
         self._take_messages()
         waits = self.scheduler.waits_for_tokens
-        halves = self.scheduler.waits_for_masks and ahead > 0 and self.runner.halves
+        halves = waits and ahead > 0 and self.runner.halves and self.scheduler.waits_for_masks
         while self._dispatched and waits and not halves:
             self._read_oldest()
         plan = self.scheduler.plan(masks_follow=halves)

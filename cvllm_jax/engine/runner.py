@@ -224,9 +224,10 @@ class Runner:
         while rows:
             forms = self.settings.steps.decode_forms
             form = next(form for form in forms if all(form.serves(row.sampling) for row in rows))
-            layout = self.steps.decode_layout(sum(row.rows for row in rows), form, steps)
-            part, rows = _first_rows(rows, layout.rows)
-            masks = [row.mask for row in part for _ in range(row.rows)]
+            drafts = sum([len(row.drafts) for row in rows])
+            layout = self.steps.decode_layout(len(rows) + drafts, form, steps)
+            part, rows = _first_rows(rows, layout.rows) if drafts else (rows[: layout.rows], rows[layout.rows :])
+            masks = [row.mask for row in part for _ in range(1 + len(row.drafts))]
             out = self._run(self.steps.decode(layout, form, steps), layout.pack(part), masks, layout.rows)
             dispatched.append((out, part))
         return dispatched
@@ -255,7 +256,7 @@ class Runner:
                 if row.drafts:
                     chosen = _kept(chosen_rows[0, index : index + row.rows], row.drafts)
                 decode.append([_sampled(each, row.sampling) for each in chosen])
-                index += row.rows
+                index += 1 + len(row.drafts)
         prefill = []
         for out, choosing in step.prefill:
             rows = np.asarray(out)

@@ -80,12 +80,14 @@ class Scheduler:
     @property
     def waits_for_tokens(self) -> bool:
         """Whether planning needs every token that is chosen, for masks or to draft what comes after it."""
-        return self.waits_for_masks or any(s.drafted or self._may_draft(s) for s in self.running)
+        if self.waits_for_masks:
+            return True
+        return self._drafts > 0 and any(s.drafted or self._may_draft(s) for s in self.running)
 
     def _may_draft(self, sequence: Sequence) -> bool:
-        return sequence.drafts is not None and sequence.prefilled and self._rows > len(self.running) and (
-            sequence.drafts.ready(sequence.length)
-        )
+        if sequence.drafts is None or not sequence.prefilled or self._rows <= len(self.running):
+            return False
+        return sequence.drafts.ready(sequence.length)
 
     def add(self, sequence: Sequence) -> None:
         if self._drafts and not sequence.tracks_tokens and sequence.constraint is None:
@@ -151,7 +153,7 @@ class Scheduler:
             own_steps = self._steps_of(sequence, steps)
             if not self._grow(sequence, own_steps):
                 continue
-            drafts = self._draft(sequence, room)
+            drafts = self._draft(sequence, room) if self._drafts else ()
             room -= len(drafts)
             assert sequence.slot is not None
             rows.append(
@@ -295,7 +297,8 @@ class Scheduler:
         decoding, choosing, _ = self._in_flight.popleft()
         for decoded, tokens in zip(decoding, output.decode, strict=True):
             if decoded is not None:
-                self._keep(decoded, len(tokens))
+                if decoded.drafted:
+                    self._keep(decoded, len(tokens))
                 for sampled in tokens:
                     self._take(decoded, sampled)
         for sequence, sampled in zip(choosing, output.prefill, strict=True):
@@ -304,7 +307,7 @@ class Scheduler:
     def _keep(self, sequence: Sequence, tokens: int) -> None:
         """A step with drafts chose so many tokens: one, and one for each draft that was right."""
         drafted, sequence.drafted = sequence.drafted, 0
-        if not drafted or sequence.state is not State.RUNNING:
+        if sequence.state is not State.RUNNING:
             return
         assert sequence.drafts is not None
         kept = tokens - 1
