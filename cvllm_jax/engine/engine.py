@@ -84,7 +84,7 @@ class InferenceEngine(EngineLifetime):
             chunked=config.enable_chunked_prefill,
             decode_steps=config.decode_steps,
             drafts=settings.steps.drafts,
-            rows=settings.steps.decode_rows[-1],
+            rows=settings.steps.decode_rows,
             hash_root=f"{loaded.info.name} {loaded.info.dtype} {config.kv_cache_dtype}".encode(),
         )
         self._loop = EngineLoop(scheduler, loaded.runner, max_queue_size=config.max_queue_size)
@@ -96,6 +96,7 @@ class InferenceEngine(EngineLifetime):
 
     @staticmethod
     def builder() -> InferenceEngineBuilder:
+        """A builder with a method for each field of EngineConfig, ended by ``build()`` or ``build_sync()``."""
         return InferenceEngineBuilder()
 
     # --- text ---
@@ -141,6 +142,7 @@ class InferenceEngine(EngineLifetime):
         return await GenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request).finish()
 
     def generate_sync(self, prompt: str | Items[int], params: GenerationParams | None = None) -> GenerationOutput:
+        """:meth:`generate` for callers without an event loop; blocks until the answer is whole."""
         mailbox = Mailbox(None, only_end=True)
         return SyncGenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request).finish()
 
@@ -155,6 +157,7 @@ class InferenceEngine(EngineLifetime):
     def generate_stream_sync(
         self, prompt: str | Items[int], params: GenerationParams | None = None
     ) -> SyncGenerationStream:
+        """:meth:`generate_stream` for callers without an event loop: a plain iterator of TokenUpdate."""
         mailbox = Mailbox(None)
         return SyncGenerationStream(self._start(prompt, params, mailbox), mailbox, self.cancel_request)
 
@@ -205,6 +208,7 @@ class InferenceEngine(EngineLifetime):
 
     @property
     def warming_up(self) -> bool:
+        """Whether a thread still loads or compiles steps; requests are served meanwhile."""
         return self.runner.warming_up
 
     def wait_until_warm(self, timeout: float | None = None) -> bool:
@@ -217,9 +221,11 @@ class InferenceEngine(EngineLifetime):
         return self._loop.failure
 
     def model_info(self) -> ModelInfo:
+        """The model's shape, limits and types, and the sampling that its files recommend."""
         return self._info
 
     def stats(self) -> EngineStats:
+        """Requests and pages at this moment, and totals since the engine began."""
         scheduler, totals = self._loop.scheduler, self._totals
         groups = tuple(
             CacheGroupStats(pool.window, pool.capacity, pool.available, pool.cached) for pool in scheduler.paging.pools
@@ -339,9 +345,11 @@ class InferenceEngineBuilder(ConfigSettings):
     """``await InferenceEngine.builder().model_path(p).max_batch_size(16).build()``."""
 
     async def build(self) -> InferenceEngine:
+        """Load the model in a thread, as :meth:`InferenceEngine.new` does."""
         return await InferenceEngine.new(self.config())
 
     def build_sync(self) -> InferenceEngine:
+        """:meth:`build` for callers without an event loop; blocks until the engine is ready."""
         return InferenceEngine(self.config())
 
 

@@ -39,13 +39,15 @@ class Scheduler:
       chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
       decode_steps: steps that running sequences take in one go while nobody waits.
       drafts: tokens that are drafted for a sequence at most, to be verified in one step.
-      rows: rows of the largest decode step, which drafts share with the sequences.
+      rows: sizes of decode steps, in order. Drafts fill the step that the sequences need anyway, or the one that a
+        sequence's drafts need: larger steps take longer.
       hash_root: distinguishes caches of other models and types.
     """
 
     def __init__(
         self, pools: Items[PageAllocator], *, slots: int, block: int, prefill_budget: int,
-        chunked: bool = True, decode_steps: int = 1, drafts: int = 0, rows: int = 0, hash_root: bytes = b"cvllm",
+        chunked: bool = True, decode_steps: int = 1, drafts: int = 0, rows: Items[int] = (1,),
+        hash_root: bytes = b"cvllm",
     ) -> None:  # fmt: skip
         step = step_tokens(block, prefill_budget, chunked=chunked, decode_steps=decode_steps)
         self.paging = Paging(pools, step=step, hash_root=hash_root)
@@ -58,7 +60,7 @@ class Scheduler:
         self._chunked = chunked
         self._decode_steps = decode_steps
         self._drafts = drafts
-        self._rows = rows
+        self._rows = tuple(rows)
         self.drafted_tokens = self.accepted_tokens = 0
         # of each plan those that decode (None: what the row chooses is void), choose after a prompt, and are prefilled
         self._in_flight: deque[tuple[list[Sequence | None], list[Sequence], list[Sequence]]] = deque()
@@ -85,9 +87,14 @@ class Scheduler:
         return self._drafts > 0 and any(s.drafted or self._may_draft(s) for s in self.running)
 
     def _may_draft(self, sequence: Sequence) -> bool:
-        if sequence.drafts is None or not sequence.prefilled or self._rows <= len(self.running):
+        if sequence.drafts is None or not sequence.prefilled or not self._room_for_drafts():
             return False
         return sequence.drafts.ready(sequence.length)
+
+    def _room_for_drafts(self) -> int:
+        running = len(self.running)
+        wanted = max(running, 1 + self._drafts)
+        return next((rows for rows in self._rows if rows >= wanted), self._rows[-1]) - running
 
     def add(self, sequence: Sequence) -> None:
         if self._drafts and not sequence.tracks_tokens and sequence.constraint is None:
@@ -140,7 +147,7 @@ class Scheduler:
     def _plan_decode(self, steps: int, masks_follow: bool) -> tuple[list[Sequence | None], list[DecodeRow]]:
         sequences: list[Sequence | None] = []
         rows: list[DecodeRow] = []
-        room = self._rows - len(self.running)
+        room = self._room_for_drafts() if self._drafts else 0
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or sequence.complete:
                 continue

@@ -124,6 +124,7 @@ class GenerationStream(_Stream):
         return self.output
 
     async def aclose(self) -> None:
+        """End the request, if it still runs, and free its pages."""
         self.cancel()
 
     async def __aenter__(self) -> Self:

@@ -172,7 +172,7 @@ class Serving:
 
     def __init__(
         self, *, pages=20, page_size=4, slots=4, block=4, budget=8, chunked=True, caching=True, ahead=1,
-        steps=1, halves=False, windows=(None,), drafts=0, rows=8,
+        steps=1, halves=False, windows=(None,), drafts=0, rows=(2, 8),
     ):  # fmt: skip
         counts = [pages] * len(windows) if isinstance(pages, int) else pages
         self.pools = [

@@ -71,7 +71,7 @@ def test_the_counter_and_the_guard_notice_compilation(tiny_model_path):
         assert engine.stats().compilations == 2
 
 
-@pytest.mark.parametrize("decode_steps", [1, 5])
+@pytest.mark.parametrize("decode_steps", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_cache_is_updated_in_place(make_engine, decode_steps):
     """Every step aliases the whole cache and has no room for a copy of even one layer."""
     engine = make_engine(decode_steps=decode_steps)

@@ -151,7 +151,7 @@ def test_drafts_change_no_answer(wanted, ahead, halves, pages, slots, drafts, mo
     """With a window of 1 the fake model goes round in circles, so that many drafts are right; else most are wrong."""
     serving = Serving(
         pages=pages, page_size=PAGE, slots=slots, ahead=ahead, halves=halves, windows=windows, drafts=drafts,
-        rows=slots + more_rows,
+        rows=(slots, slots + more_rows),
     )  # fmt: skip
     added = {}
     step = 0
@@ -184,14 +184,19 @@ def test_drafts_change_no_answer(wanted, ahead, halves, pages, slots, drafts, mo
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_right_drafts_save_steps_and_wrong_ones_are_given_up(ahead):
-    circling = Serving(pages=60, ahead=ahead, windows=(1,), drafts=4, rows=8)
+    circling = Serving(pages=60, ahead=ahead, windows=(1,), drafts=4, rows=(2, 8))
     request = circling.add([1, 2], 100, ignore_eos=True)
     circling.run()
     assert len(circling.output(request).tokens) == 100 and len(circling.runner.plans) < 50
     assert circling.scheduler.accepted_tokens > 50
-    endless = Serving(pages=600, ahead=ahead, drafts=4, rows=8)
+    endless = Serving(pages=600, ahead=ahead, drafts=4, rows=(2, 8))
     endless.add([next_token([n]) for n in range(1500)], 200, ignore_eos=True)  # has most pairs, and says nothing
     endless.run()
+    many = Serving(pages=200, ahead=ahead, windows=(1,), drafts=4, rows=(1, 2, 4, 8, 16), slots=8, budget=100)
+    for _ in range(8):
+        many.add([1, 2], 100, ignore_eos=True)
+    many.run()
+    assert many.scheduler.drafted_tokens == 0  # all rows of their step are taken
     assert endless.scheduler.accepted_tokens < 5 < endless.scheduler.drafted_tokens < 40
 
 

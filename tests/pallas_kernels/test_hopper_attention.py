@@ -247,7 +247,7 @@ def lower(arrays, **options):
     return jax.jit(attend).trace(*arrays, **scales).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("stored", [None, INT8, FP8])
+@pytest.mark.parametrize("stored", [None, *(pytest.param(each, marks=pytest.mark.slow) for each in (INT8, FP8))])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_every_head_dim_lowers_for_cuda(head_dim, stored):
     """What runs when no config is given."""
