@@ -242,8 +242,8 @@ class InferenceEngine(EngineLifetime):
             generated_tokens=totals.generated_tokens,
             cached_tokens=totals.cached_tokens,
             preemptions=scheduler.preemptions,
-            drafted_tokens=scheduler.drafted_tokens,
-            accepted_tokens=scheduler.accepted_tokens,
+            drafted_tokens=scheduler.speculation.drafted_tokens,
+            accepted_tokens=scheduler.speculation.accepted_tokens,
             steps=self._loop.steps,
             compilations=self._loop.runner.programs.compilations,
         )

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
-from cvllm_jax.engine.drafts import PromptLookup
 from cvllm_jax.engine.pages import PageAllocator
 from cvllm_jax.engine.paging import Paging, step_tokens
 from cvllm_jax.engine.plan import Admission, DecodeRow, Plan, PrefillBlock, StepOutput, admission_of, settings_of
 from cvllm_jax.engine.sequence import Sampled, Sequence, State
+from cvllm_jax.engine.speculation import Speculation
 from cvllm_jax.errors import Error
 from cvllm_jax.params import FinishReason
 
@@ -38,9 +38,7 @@ class Scheduler:
       prefill_budget: prompt tokens of one step, over all sequences.
       chunked: split prompts over steps; else a step takes at least one prompt whole, whatever the budget.
       decode_steps: steps that running sequences take in one go while nobody waits.
-      drafts: tokens that are drafted for a sequence at most, to be verified in one step.
-      rows: sizes of decode steps, in order. Drafts fill the step that the sequences need anyway, or the one that a
-        sequence's drafts need: larger steps take longer.
+      drafts, rows: see :class:`cvllm_jax.engine.speculation.Speculation`.
       hash_root: distinguishes caches of other models and types.
     """
 
@@ -59,9 +57,7 @@ class Scheduler:
         self._budget = prefill_budget
         self._chunked = chunked
         self._decode_steps = decode_steps
-        self._drafts = drafts
-        self._rows = tuple(rows)
-        self.drafted_tokens = self.accepted_tokens = 0
+        self.speculation = Speculation(drafts, rows, self.paging)
         # of each plan those that decode (None: what the row chooses is void), choose after a prompt, and are prefilled
         self._in_flight: deque[tuple[list[Sequence | None], list[Sequence], list[Sequence]]] = deque()
 
@@ -82,23 +78,10 @@ class Scheduler:
     @property
     def waits_for_tokens(self) -> bool:
         """Whether planning needs every token that is chosen, for masks or to draft what comes after it."""
-        if self.waits_for_masks:
-            return True
-        return self._drafts > 0 and any(s.drafted or self._may_draft(s) for s in self.running)
-
-    def _may_draft(self, sequence: Sequence) -> bool:
-        if sequence.drafts is None or not sequence.prefilled or not self._room_for_drafts():
-            return False
-        return sequence.drafts.ready(sequence.length)
-
-    def _room_for_drafts(self) -> int:
-        running = len(self.running)
-        wanted = max(running, 1 + self._drafts)
-        return next((rows for rows in self._rows if rows >= wanted), self._rows[-1]) - running
+        return self.waits_for_masks or self.speculation.waits(self.running)
 
     def add(self, sequence: Sequence) -> None:
-        if self._drafts and not sequence.tracks_tokens and sequence.constraint is None:
-            sequence.drafts = PromptLookup(self._drafts)
+        self.speculation.join(sequence)
         self._enqueue(sequence)
         self._append_forced(sequence)
 
@@ -147,7 +130,7 @@ class Scheduler:
     def _plan_decode(self, steps: int, masks_follow: bool) -> tuple[list[Sequence | None], list[DecodeRow]]:
         sequences: list[Sequence | None] = []
         rows: list[DecodeRow] = []
-        room = self._room_for_drafts() if self._drafts else 0
+        room = self.speculation.room(len(self.running))
         for sequence in list(self.running):
             if sequence.state is not State.RUNNING or sequence.complete:
                 continue
@@ -160,7 +143,7 @@ class Scheduler:
             own_steps = self._steps_of(sequence, steps)
             if not self._grow(sequence, own_steps):
                 continue
-            drafts = self._draft(sequence, room) if self._drafts else ()
+            drafts = self.speculation.draft(sequence, room) if room else ()
             room -= len(drafts)
             assert sequence.slot is not None
             rows.append(
@@ -180,14 +163,6 @@ class Scheduler:
             sequence.pending += own_steps
             sequences.append(sequence)
         return sequences, rows
-
-    def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
-        """Guesses at the next tokens, if all before them are known and there are pages for them without preemption."""
-        if sequence.pending or not self._may_draft(sequence):
-            return ()
-        assert sequence.drafts is not None
-        drafts = sequence.drafts.propose(sequence.tokens, min(room, sequence.max_tokens - sequence.num_generated - 1))
-        return drafts if self.paging.grow(sequence, 1 + len(drafts)) else ()
 
     def _grow(self, sequence: Sequence, steps: int = 0) -> bool:
         """Give a running sequence the pages of its next step, or those of the youngest sequences if there are too few.
@@ -305,24 +280,11 @@ class Scheduler:
         for decoded, tokens in zip(decoding, output.decode, strict=True):
             if decoded is not None:
                 if decoded.drafted:
-                    self._keep(decoded, len(tokens))
+                    self.speculation.keep(decoded, len(tokens))
                 for sampled in tokens:
                     self._take(decoded, sampled)
         for sequence, sampled in zip(choosing, output.prefill, strict=True):
             self._take(sequence, sampled)
-
-    def _keep(self, sequence: Sequence, tokens: int) -> None:
-        """A step with drafts chose so many tokens: one, and one for each draft that was right."""
-        drafted, sequence.drafted = sequence.drafted, 0
-        if sequence.state is not State.RUNNING:
-            return
-        assert sequence.drafts is not None
-        kept = tokens - 1
-        sequence.computed -= drafted - kept
-        sequence.pending += kept
-        sequence.drafts.learn(drafted, kept, len(sequence.tokens) + tokens)
-        self.drafted_tokens += drafted
-        self.accepted_tokens += kept
 
     def _take(self, sequence: Sequence, sampled: Sampled) -> None:
         if sequence.state is State.FINISHED:

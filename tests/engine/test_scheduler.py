@@ -188,7 +188,7 @@ def test_right_drafts_save_steps_and_wrong_ones_are_given_up(ahead):
     request = circling.add([1, 2], 100, ignore_eos=True)
     circling.run()
     assert len(circling.output(request).tokens) == 100 and len(circling.runner.plans) < 50
-    assert circling.scheduler.accepted_tokens > 50
+    assert circling.scheduler.speculation.accepted_tokens > 50
     endless = Serving(pages=600, ahead=ahead, drafts=4, rows=(2, 8))
     endless.add([next_token([n]) for n in range(1500)], 200, ignore_eos=True)  # has most pairs, and says nothing
     endless.run()
@@ -196,8 +196,8 @@ def test_right_drafts_save_steps_and_wrong_ones_are_given_up(ahead):
     for _ in range(8):
         many.add([1, 2], 100, ignore_eos=True)
     many.run()
-    assert many.scheduler.drafted_tokens == 0  # all rows of their step are taken
-    assert endless.scheduler.accepted_tokens < 5 < endless.scheduler.drafted_tokens < 40
+    assert many.scheduler.speculation.drafted_tokens == 0  # all rows of their step are taken
+    assert endless.scheduler.speculation.accepted_tokens < 5 < endless.scheduler.speculation.drafted_tokens < 40
 
 
 def test_nothing_is_generated_past_max_tokens_or_after_the_end():
