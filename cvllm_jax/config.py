@@ -80,6 +80,7 @@ class Device:
 
     @staticmethod
     def cpu() -> Device:
+        """The processor and its memory; always there."""
         return Device("cpu")
 
     @staticmethod
@@ -262,6 +263,7 @@ class EngineConfig:
 
     @classmethod
     def builder(cls) -> EngineConfigBuilder:
+        """A builder with a method for each field, ended by ``build()``."""
         return EngineConfigBuilder()
 
     @classmethod
@@ -360,6 +362,7 @@ class EngineConfigBuilder(ConfigSettings):
     """``EngineConfig.builder().model_path(p).dtype(DType.BF16).build()``."""
 
     def build(self) -> EngineConfig:
+        """The configuration collected so far. Raises ConfigError for what cannot be honoured."""
         return self.config()
 
 

@@ -57,6 +57,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
+        """What is wrong, in one sentence; the same as ``str(error)``."""
         return str(self)
 
 
@@ -109,13 +110,13 @@ class McpConnectionError(Error):
 
 
 class McpToolExecutionError(Error):
-    """An MCP tool call failed."""
+    """A tool call could not be carried out, such as one whose arguments are no JSON object."""
 
     kind = "McpToolExecution"
 
 
 class CancelledError(Error):
-    """The request was cancelled."""
+    """The request was cancelled, by its caller or because the engine closed, before it had an answer."""
 
     kind = "Cancelled"
 

@@ -201,6 +201,8 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationStats:
+    """What one request took, in tokens and milliseconds."""
+
     prompt_tokens: int = 0
     generated_tokens: int = 0
     total_time_ms: int = 0
@@ -214,7 +216,7 @@ class GenerationStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOutput:
-    """A finished generation."""
+    """A finished generation: its tokens, its text, why it ended and what it took."""
 
     tokens: list[int]
     """Every generated token, those of a stop string included; end tokens are not."""
@@ -229,6 +231,7 @@ class GenerationOutput:
 
     @property
     def cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache had."""
         return self.stats.cached_tokens
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bind", "run"]
 
+# An engine closes in a fraction of a second unless a step is being compiled, which can take half a minute.
+_CLOSE_SECONDS = 2.0
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket, made before the model loads so that a taken port shows at once.
@@ -57,8 +60,8 @@ def run(
 ) -> bool:
     """Serve ``app`` until Ctrl-C or SIGTERM, loading its engine meanwhile.
 
-    False if the signal came before the engine and all of its steps were loaded: then a thread is still at it, which
-    cannot be interrupted, and the process should end without waiting (``os._exit``).
+    False if the signal came while a thread loaded the engine or compiled one of its steps: then it is still at it,
+    which cannot be interrupted, and the process should end without waiting (``os._exit``).
 
     The first signal ends the server when running answers are done, or after ``drain_seconds``; the
     second ends it at once. What ``load`` raises is raised here.
@@ -95,17 +98,30 @@ async def _serve(
         server.should_exit = True
         await serving
         raise
-    closed = False
     try:
         state.ready(engine)
         on_ready(engine)
         await serving
         await state.aclose()
     finally:
-        if not engine.warming_up:
-            engine.close()
-            closed = True
+        closed = not engine.warming_up and await _close(engine)
     return closed
+
+
+async def _close(engine: AnyEngine) -> bool:
+    """Close the engine; False if it still compiles a step after ``_CLOSE_SECONDS``, which cannot be interrupted."""
+    loop = asyncio.get_running_loop()
+    closed = asyncio.Event()
+
+    def close() -> None:
+        engine.close()
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            loop.call_soon_threadsafe(closed.set)
+
+    threading.Thread(target=close, name="close-engine", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(closed.wait(), _CLOSE_SECONDS)
+    return closed.is_set()
 
 
 def _load_in_thread(load: Callable[[], AnyEngine]) -> asyncio.Future[AnyEngine]:

@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import re
 import threading
+import time
 from dataclasses import dataclass
 
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
@@ -87,6 +88,8 @@ class Script:
     """Seconds before each token."""
     forever: bool = False
     """Say the text again and again until cancelled."""
+    close_delay: float = 0.0
+    """Seconds that closing the engine takes."""
 
 
 class StubEngine:
@@ -131,6 +134,8 @@ class StubEngine:
         self.closed = True
         for cancelled in list(self._running.values()):
             cancelled.set()
+        if isinstance(self.script, Script):
+            time.sleep(self.script.close_delay)
 
     def compile_grammar(self, grammar):
         """Checks nothing: what a script says is said."""

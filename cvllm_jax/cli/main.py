@@ -26,7 +26,6 @@ _app = typer.Typer(
     epilog="CVLLM_DEBUG=1 in the environment shows tracebacks; CVLLM_CACHE names the cache folder.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (serve, chat, generate, convert, doctor, demo):

@@ -93,6 +93,7 @@ class AfterText:
 
 
 type Grammar = JsonSchemaGrammar | JsonObjectGrammar | RegexGrammar | LarkGrammar | ToolCallGrammar | AfterText
+"""What :attr:`GenerationParams.grammar` takes: the language that an answer has to be of."""
 
 
 def tool_call_grammar(

@@ -60,6 +60,7 @@ class McpClient:
 
     @classmethod
     def connect_sync(cls, config: McpServerConfig, *, policy: UrlPolicy | None = None) -> Self:
+        """:meth:`connect` for callers without an event loop."""
         client = cls(config, policy=policy)
         try:
             client._home.run_sync(client._session.connect)
@@ -73,6 +74,7 @@ class McpClient:
         return await self._home.run(self._session.list_tools)
 
     def list_tools_sync(self) -> list[McpTool]:
+        """:meth:`list_tools` for callers without an event loop."""
         return self._home.run_sync(self._session.list_tools)
 
     async def call_tool(self, call: McpToolCall, *, timeout_secs: float | None = None) -> McpToolResult:
@@ -83,6 +85,7 @@ class McpClient:
         return await self._home.run(lambda: self._session.call_tool(call, timeout_secs))
 
     def call_tool_sync(self, call: McpToolCall, *, timeout_secs: float | None = None) -> McpToolResult:
+        """:meth:`call_tool` for callers without an event loop."""
         return self._home.run_sync(lambda: self._session.call_tool(call, timeout_secs))
 
     async def close(self) -> None:
@@ -92,6 +95,7 @@ class McpClient:
         self._finalizer()
 
     def close_sync(self) -> None:
+        """:meth:`close` for callers without an event loop."""
         if self._home.is_alive:
             self._home.run_sync(self._session.close)
         self._finalizer()

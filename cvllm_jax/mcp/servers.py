@@ -31,6 +31,7 @@ class McpServers:
 
     @property
     def labels(self) -> list[str]:
+        """The names by which the servers were given."""
         return list(self._clients)
 
     async def tools(self, label: str) -> list[McpTool]:

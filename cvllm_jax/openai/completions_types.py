@@ -138,6 +138,8 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
+    """One continuation of one prompt."""
+
     text: str
     index: int
     """That of the prompt times ``n``, plus that of the choice among its prompt's."""
@@ -147,6 +149,8 @@ class CompletionChoice(BaseModel):
 
 
 class CompletionResponse(BaseModel):
+    """The continuations of all prompts, as OpenAI's ``text_completion``."""
+
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int

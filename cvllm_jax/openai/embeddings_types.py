@@ -14,7 +14,7 @@ __all__ = ["Embedding", "EmbeddingRequest", "EmbeddingResponse", "EmbeddingUsage
 
 
 class EmbeddingRequest(BaseModel):
-    """A request for the vectors of texts."""
+    """A request for the vectors of one text or many, as OpenAI's ``embeddings`` has it."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -38,6 +38,8 @@ class EmbeddingRequest(BaseModel):
 
 
 class Embedding(BaseModel):
+    """The vector of one text, with the place of the text in the request."""
+
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
@@ -45,11 +47,15 @@ class Embedding(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
+    """Tokens that the texts of a request have, together."""
+
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingResponse(BaseModel):
+    """The vectors of all texts, in the order of the request."""
+
     object: Literal["list"] = "list"
     data: Sequence[Embedding]
     model: str

@@ -24,7 +24,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpTool:
-    """A tool of an MCP server."""
+    """A function that an MCP server offers: its name, what it is for, and the schema of its arguments."""
 
     name: str
     description: str | None = None
@@ -36,7 +36,7 @@ class McpTool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpToolCall:
-    """A call of a tool, for ``McpClient.call_tool``."""
+    """What ``McpClient.call_tool`` sends: the function's name, and arguments as a mapping."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class McpToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpToolResult:
-    """What a tool answered."""
+    """What came back from a function of an MCP server; ``is_error`` is set where that failed."""
 
     content: Sequence[Any] = ()
     """Blocks such as ``{"type": "text", "text": "..."}``, as dictionaries or as the SDK's objects."""

@@ -64,6 +64,7 @@ class Conversations:
         self._conversations = store.conversations
 
     async def create(self, request: ConversationRequest) -> Conversation:
+        """A new conversation, with the items that the request brings."""
         items = _new(request.items or [])
         with api_errors():
             stored = await self._conversations.create(
@@ -72,6 +73,7 @@ class Conversations:
         return _conversation(stored)
 
     async def retrieve(self, conversation_id: str) -> Conversation:
+        """A stored conversation without its items."""
         with api_errors():
             return _conversation(await self._conversations.retrieve(conversation_id))
 
@@ -117,12 +119,14 @@ class Conversations:
         return ItemList.of(including(items, include))
 
     async def item(self, conversation_id: str, item_id: str, include: Collection[str] = ()) -> Item:
+        """One item of a conversation."""
         check_include(include)
         with api_errors():
             stored = await self._conversations.item(conversation_id, item_id)
         return including(_ITEMS.validate_python([stored]), include)[0]
 
     async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
+        """Delete one item; gives the conversation that is left."""
         with api_errors():
             await self._conversations.delete_item(conversation_id, item_id)
         return await self.retrieve(conversation_id)

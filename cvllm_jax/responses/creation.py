@@ -53,8 +53,8 @@ class Context:
     """What it takes, as JSON, of the memory that is kept for a client."""
 
 
-#: Conversations that are kept for one client only, by the id of their last response.
 type LocalChains = MutableMapping[str, Context]
+"""Conversations that are kept for one client only, by the id of their last response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class ResponseStream:
         return self._events
 
     async def aclose(self) -> None:
+        """End the response, unless it runs in the background."""
         await self._events.aclose()
         if self._creation is not None:
             await self._creation.run.cancel()

@@ -115,3 +115,14 @@ def test_the_version_is_shown():
     status, out, _ = run("--version")
     assert status == 0
     assert out.startswith("cvllm-jax ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell):
+    for typed, completed in (("ser", "serve"), ("serve --kv-cache-m", "--kv-cache-memory")):
+        line = f"cvllm-jax {typed}"
+        status, out, _ = run(
+            _CVLLM_JAX_COMPLETE=f"complete_{shell}", COMP_WORDS=line, COMP_CWORD=str(len(typed.split())),
+            _TYPER_COMPLETE_ARGS=line, _TYPER_COMPLETE_FISH_ACTION="get-args",
+        )  # fmt: skip
+        assert completed in out, (shell, status)

@@ -98,6 +98,12 @@ def test_answers_that_take_too_long_are_ended(served):
     assert end(process) == 0
 
 
+def test_an_engine_that_compiles_does_not_delay_the_end(served):
+    process = served(script="close_delay=60.0")
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == 0
+
+
 def test_a_second_signal_ends_at_once(served):
     process = served("--drain-seconds", "60", script="forever=True, delay=0.01")
     with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=BODY | {"stream": True}) as answer:

@@ -49,6 +49,7 @@ class JsonSchemaFormat(BaseModel):
 
 
 type ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+"""A request's ``response_format``: text, any JSON object, or JSON for a schema; ``type`` says which."""
 
 
 class StructuredOutputs(BaseModel):

@@ -75,10 +75,12 @@ class Message(BaseModel):
 
     @classmethod
     def user(cls, content: str) -> Self:
+        """What the person says."""
         return cls(role="user", content=content)
 
     @classmethod
     def system(cls, content: str) -> Self:
+        """Instructions that stand before the conversation."""
         return cls(role="system", content=content)
 
     @classmethod
@@ -88,6 +90,7 @@ class Message(BaseModel):
 
     @classmethod
     def assistant(cls, content: str | None) -> Self:
+        """What the model answered, to go on from it."""
         return cls(role="assistant", content=content)
 
     @classmethod

@@ -17,6 +17,8 @@ __all__ = ["ChatCompletionRequest", "StreamOptions"]
 
 
 class StreamOptions(BaseModel):
+    """What a streamed answer has besides its text."""
+
     model_config = STRICT
 
     include_usage: bool | None = None

@@ -32,6 +32,8 @@ type FinishReasonName = Literal["stop", "length", "tool_calls"]
 
 
 class TopTokenLogprob(BaseModel):
+    """A token that could have stood at a place of the answer, and its natural log probability."""
+
     token: str
     """The token's bytes as text; bytes that are no whole character show as U+FFFD."""
     logprob: float
@@ -39,10 +41,14 @@ class TopTokenLogprob(BaseModel):
 
 
 class TokenLogprob(TopTokenLogprob):
+    """A token of the answer, with its log probability and the likeliest tokens at its place."""
+
     top_logprobs: list[TopTokenLogprob]
 
 
 class ChoiceLogprobs(BaseModel):
+    """Log probabilities of an answer's tokens, in their order."""
+
     content: list[TokenLogprob] | None
     refusal: None = None
 
@@ -61,6 +67,8 @@ class CompletionTokensDetails(BaseModel):
 
 
 class Usage(BaseModel):
+    """Tokens that a request took: of its prompt, of all its answers, and both together."""
+
     prompt_tokens: int
     completion_tokens: int
     """Generated tokens of all choices."""
@@ -70,6 +78,8 @@ class Usage(BaseModel):
 
 
 class ChatChoice(BaseModel):
+    """One answer of a chat completion; there are as many as the request's ``n``."""
+
     index: int
     message: Message
     logprobs: ChoiceLogprobs | None = None
@@ -77,6 +87,8 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletionResponse(BaseModel):
+    """A conversation's whole answer, as OpenAI's ``chat.completion``."""
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -88,6 +100,8 @@ class ChatCompletionResponse(BaseModel):
 
 
 class FunctionCallDelta(BaseModel):
+    """What a chunk adds to the name and arguments of a call: strings to append."""
+
     name: str | None = optional()
     arguments: str | None = optional()
 
@@ -127,6 +141,8 @@ class ChoiceDelta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
+    """What a chunk of a stream adds to one answer; the last one has its ``finish_reason``."""
+
     index: int
     delta: ChoiceDelta
     logprobs: ChoiceLogprobs | None = None

@@ -35,6 +35,7 @@ class FunctionDefinition(BaseModel):
         super().__init__(**fields)
 
     def with_description(self, description: str) -> Self:
+        """A copy with what the model is told about when to call it."""
         return self._with(description=description)
 
     def with_parameters(self, parameters: dict[str, Any]) -> Self:
@@ -42,6 +43,7 @@ class FunctionDefinition(BaseModel):
         return self._with(parameters=parameters)
 
     def with_strict(self, strict: bool = True) -> Self:
+        """A copy whose arguments are constrained to ``parameters``."""
         return self._with(strict=strict)
 
     def _with(self, **fields: Any) -> Self:

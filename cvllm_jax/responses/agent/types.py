@@ -62,6 +62,7 @@ class AgentTool:
 
     @property
     def name(self) -> str:
+        """What the model calls it by."""
         return self.definition.function.name
 
 
@@ -114,7 +115,7 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """Text of the answer."""
+    """A part of the answer's text, as it comes."""
 
     text: str
     logprobs: Sequence[TokenLogprob] = ()
@@ -172,7 +173,7 @@ class ToolEnded:
 
 
 class AgentEnding(Enum):
-    """Why an agent stopped."""
+    """Why an agent stopped: it answered, reached a limit, or needs its caller."""
 
     ANSWERED = "answered"
     CUT = "cut"
@@ -186,7 +187,7 @@ class AgentEnding(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEnded:
-    """The last event."""
+    """The last event: how the agent ended, and what it added to the conversation."""
 
     ending: AgentEnding
     messages: Sequence[Message]
@@ -208,3 +209,4 @@ type AgentEvent = (
     | ToolEnded
     | AgentEnded
 )
+"""What :func:`run_agent` yields, in the order in which it happens; AgentEnded comes last. For use in ``match``."""

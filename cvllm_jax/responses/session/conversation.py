@@ -43,6 +43,7 @@ class ToolCallResult:
 
     @property
     def id(self) -> str:
+        """The call's id, which its result names."""
         return self.call.id
 
     @property
@@ -186,6 +187,7 @@ class ConversationStream:
         return self.result
 
     async def aclose(self) -> None:
+        """End the conversation's turn, and the calls that run."""
         await self._events.aclose()
 
     async def __aenter__(self) -> Self:

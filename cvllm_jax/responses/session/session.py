@@ -62,6 +62,7 @@ class ResponsesSession(AsyncClosing):
 
     @staticmethod
     def builder() -> ResponsesSessionBuilder:
+        """A builder with a method for each setting, ended by ``build()`` or ``build_sync()``."""
         return ResponsesSessionBuilder()
 
     @property
@@ -195,10 +196,12 @@ class ResponsesSessionBuilder:
         self._tools: list[Callable[..., Any]] = []
 
     def model_path(self, path: str | Path) -> Self:
+        """As :attr:`SessionConfig.model_path`."""
         self._values["model_path"] = path
         return self
 
     def engine_config(self, config: EngineConfig) -> Self:
+        """As :attr:`SessionConfig.engine_config`."""
         self._values["engine_config"] = config
         return self
 
@@ -208,6 +211,7 @@ class ResponsesSessionBuilder:
         return self
 
     def adapter(self, config: AdapterConfig) -> Self:
+        """As :attr:`SessionConfig.adapter`."""
         self._values["adapter"] = config
         return self
 
@@ -241,9 +245,11 @@ class ResponsesSessionBuilder:
         return SessionConfig(**self._values, mcp_servers=self._servers, tools=self._tools)
 
     async def build(self) -> ResponsesSession:
+        """Load the model and connect to the MCP servers."""
         return await ResponsesSession.new(self.config())
 
     def build_sync(self) -> ResponsesSession:
+        """:meth:`build` for callers without an event loop."""
         return ResponsesSession(self.config())
 
 
