@@ -1,10 +1,16 @@
 """`cvllm-jax doctor` and `cvllm-jax demo`."""
 
+import contextlib
+import json
+import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
+import typer
 from command_line import environment
 
 from cvllm_jax.checkpoints import demo as demo_model
@@ -81,6 +87,68 @@ def test_demo_says_when_there_is_nothing_to_do(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(demo_model, "find_demo_model", lambda: tmp_path / "x.gguf")
     demo.demo()
     assert "is installed" in capsys.readouterr().out
+
+
+def remedies(capsys, **arguments):
+    with contextlib.suppress(typer.Exit):
+        doctor.doctor(**arguments)
+    return capsys.readouterr().out.partition("Missing:\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing", "command"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "downloads: only models", "unset HF_HUB_OFFLINE"),
+        ({"CVLLM_CACHE": "/proc/none"}, "permission to write /proc", "export CVLLM_CACHE=FOLDER"),
+    ],
+)
+def test_doctor_answers_what_the_environment_forbids(variables, missing, command, no_demo, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith("/proc"))
+    monkeypatch.setattr(doctor, "_devices", lambda: ())
+    told = remedies(capsys)
+    assert missing in told and command in told
+
+
+def test_doctor_answers_a_taken_port_and_little_memory(no_demo, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_devices", lambda: ())
+    monkeypatch.setattr(doctor, "_memory_bytes", lambda: (4 * 10**9, 10**9))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(doctor, "_PORT", taken.getsockname()[1])
+        told = remedies(capsys)
+    assert "memory: only 1.0 GB are available\n    --max-sequence-length 2048" in told
+    assert "which serve takes by default\n    cvllm-jax serve --port 0" in told
+
+
+def test_doctor_answers_a_gpu_that_is_not_used(no_demo, monkeypatch, capsys):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(doctor, "_kernels", lambda device: ())
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "JAX_PLATFORMS=cpu hides it\n    unset JAX_PLATFORMS" in remedies(capsys)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert "pip install 'cvllm-jax[cuda]'" in remedies(capsys)
+
+
+def test_doctor_says_whether_a_model_would_run(no_demo, monkeypatch, capsys, tiny_model_path, tmp_path):
+    monkeypatch.setattr(doctor, "_devices", lambda: ())
+    doctor.doctor(model=str(tiny_model_path))
+    said = capsys.readouterr().out
+    assert "LlamaForCausalLM, safetensors" in said and "there is one" in said
+    monkeypatch.setattr(doctor, "_memory_bytes", lambda: (1000, 1000))
+    assert "and 1.0 kB are available" in remedies(capsys, model=str(tiny_model_path))
+    other = shutil.copytree(tiny_model_path, tmp_path / "other")
+    for file in (other / "chat_template.jinja", other / "tokenizer_config.json"):
+        file.unlink(missing_ok=True)
+    assert "a chat template: chats are refused" in remedies(capsys, model=str(other))
+    configuration = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(configuration | {"architectures": ["NoSuchModel"]}))
+    with pytest.raises(typer.Exit):
+        doctor.doctor(model=str(other))
+    said = capsys.readouterr().out
+    assert "'NoSuchModel' is not supported" in said and "cvllm-jax doctor --models" in said
 
 
 def test_doctor_lists_the_models(capsys):
