@@ -22,7 +22,7 @@ def check_model(source: str) -> Iterator[Remedy]:
             yield from _check(checkpoint, family_for(checkpoint.config))
     except Error as error:
         show_row("refused", " ".join(str(error).split()))
-        yield Remedy("a model that runs here, for the reason above; these do:", "cvllm-jax doctor --models", essential=True)
+        yield Remedy("a model that runs (the reason is above); these do:", "cvllm-jax doctor --models", essential=True)
 
 
 def _check(checkpoint: Checkpoint, family: Family) -> Iterator[Remedy]:
