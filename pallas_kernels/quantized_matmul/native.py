@@ -12,6 +12,9 @@ from pallas_kernels.quantized_matmul.weight import QuantizedWeight
 
 __all__ = ["check", "does", "matmul"]
 
+#: Rows of bfloat16 from which XLA is as fast: its products of bfloat16 need no second int8 number of an activation.
+_MANY_ROWS = 64
+
 _FLOATS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
 
@@ -29,7 +32,9 @@ def check(x: Any, weight: QuantizedWeight) -> None:
 
 
 def does(x: Any, weight: QuantizedWeight) -> bool:
-    """Whether the kernel does these shapes and types."""
+    """Whether the kernel does these shapes and types, and faster than XLA."""
+    if x.shape[0] >= _MANY_ROWS and x.dtype == jnp.bfloat16:
+        return False
     try:
         check(x, weight)
     except ValueError:
