@@ -38,7 +38,7 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         axes.barh(list(engines), medians, xerr=[below, above], color=colours, height=0.6, ecolor="#404040", capsize=3)
         axes.invert_yaxis()
         better = "more" if row.more_is_better else "less"
-        axes.set_title(f"{textwrap.fill(row.title, 46)}\n{row.unit}, {better} is better", fontsize=9)
+        axes.set_title(f"{textwrap.fill(row.title, 38)}\n{row.unit}, {better} is better", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
