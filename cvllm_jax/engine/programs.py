@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jaxlib.version
 from jax.experimental import serialize_executable
@@ -135,8 +136,9 @@ def _ours_alone(path: Path) -> bool:
 def environment_key() -> str:
     """Versions, hardware and our own source: what makes a stored executable wrong when it changes."""
     digest = hashlib.blake2b(digest_size=16)
-    versions = (jax.__version__, jaxlib.version.__version__, platform.python_version())
-    for part in (*versions, platform.machine(), _cpu_features()):
+    versions = (jax.__version__, jaxlib.version.__version__, flax.__version__, platform.python_version())
+    processors = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    for part in (*versions, platform.machine(), _cpu_features(), processors):  # XLA:CPU divides loops among processors
         digest.update(part.encode() + b"\0")
     digest.update(os.environ.get("XLA_FLAGS", "").encode())
     package = Path(__file__).resolve().parents[1]
