@@ -201,7 +201,7 @@ def test_lengths_are_what_their_description_says():
 
 
 @pytest.mark.parametrize("options", [
-    pytest.param(["--only", "kernels", "--group", "attention of others"], id="a group"),
+    pytest.param(["--only", "kernels", "--group", "attention of others"], id="a group", marks=pytest.mark.slow),
     pytest.param(["--only", "engine", "--model", "llama-3.2-1b"], id="engine", marks=pytest.mark.slow),
     pytest.param(["--only", "kernels"], id="kernels", marks=pytest.mark.slow),
 ])  # fmt: skip

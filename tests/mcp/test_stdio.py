@@ -157,7 +157,10 @@ asyncio.run(main())
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize(  # each waits out a stubborn server
+    "ending",
+    [pytest.param(code, id=name, marks=pytest.mark.slow if name == "sync" else ()) for name, code in ENDINGS.items()],
+)
 def test_a_program_that_closes_nothing_leaves_nothing(ending, mark):
     args = list(server(before=STUBBORN, after="time.sleep(99)", mark=mark).args)
     code = PROGRAM.format(args=args) + ending

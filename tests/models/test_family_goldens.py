@@ -31,6 +31,13 @@ UNSAID = {
     "families/mixtral": {"windows"},
     "families/starcoder2": {"windows"},
 }
+#: What other cases compute as well: compiling each takes seconds.
+COVERED = {
+    "families/deepseek_v2_options", "families/glm4_moe_lite_options",  # deepseek_v3
+    "families/glm_moe_dsa_options",  # deepseek_v32
+    "families/qwen3_5", "families/qwen3_next_options",  # qwen3_5_moe
+    "families/qwen3_plain", "families/phi_plain",
+}  # fmt: skip
 LENGTH = 48
 CHUNKS = (16, 5, 16, 11)
 
@@ -45,8 +52,9 @@ def load(path):
 
 
 def core(case):
-    """A case whose family has one with more options is for the whole suite: compiling both takes minutes."""
-    return pytest.param(case, marks=pytest.mark.slow if f"{case}_options" in CASES else ())
+    """A case whose family, or one with the same layers and more, has more options is for the whole suite."""
+    is_covered = f"{case}_options" in CASES or case in COVERED
+    return pytest.param(case, marks=pytest.mark.slow if is_covered else ())
 
 
 @pytest.mark.parametrize("case", [core(case) for case in CASES])

@@ -9,7 +9,7 @@ import pytest
 from cvllm_jax import EngineConfig, GenerationParams, InferenceEngine
 from cvllm_jax.engine.scoring import prompt_logits
 
-CASES = ("llama_mha_untied", "mistral_window")
+CASES = (pytest.param("llama_mha_untied", marks=pytest.mark.slow), "mistral_window")
 LENGTHS = (1, 16, 17, 48)
 
 

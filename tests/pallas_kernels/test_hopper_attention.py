@@ -105,10 +105,8 @@ def check_decode(lengths=None, *, page_size, **shape):
 @pytest.mark.parametrize(
     "case",
     [
-        {"head_dim": 64, "page_size": 16, "group": 1, "kv_heads": 2},
         {"head_dim": 128, "page_size": 16, "group": 4, "kv_heads": 2, "window": 20, "soft_cap": 5.0, "sinks": True},
         {"head_dim": 256, "page_size": 64, "group": 9, "window": 100},
-        {"head_dim": 64, "page_size": 64, "group": 3, "window": 1, "stored": FP8},
         {"head_dim": 128, "page_size": 16, "group": 16, "soft_cap": 5.0, "sinks": True, "stored": FP8},
         {"head_dim": 128, "page_size": 32, "group": 4, "window": 40, "stored": INT8},
     ],
