@@ -5,10 +5,11 @@ One vector means one transfer a step. Floats travel as their bits.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -190,8 +191,12 @@ class DecodeLayout:
 
 @dataclass(frozen=True, slots=True)
 class PrefillLayout:
-    """Up to ``blocks`` blocks of ``block_size`` prompt tokens."""
+    """Up to ``tokens`` tokens of prompts, in up to ``blocks`` blocks of up to ``block_size``.
 
+    If all blocks have room for all of theirs, each has a place of its own; else tokens lie without gaps.
+    """
+
+    tokens: int
     blocks: int
     block_size: int
     groups: int
@@ -204,7 +209,7 @@ class PrefillLayout:
         B = self.blocks
         return Layout(
             {
-                "tokens": ((B, self.block_size), _INT),
+                "tokens": ((self.tokens,), _INT),
                 "start": ((B,), _INT),
                 "count": ((B,), _INT),
                 "owner": ((B,), _INT),
@@ -217,11 +222,45 @@ class PrefillLayout:
     def size(self) -> int:
         return self._layout().size
 
+    @property
+    def has_gaps(self) -> bool:
+        return self.tokens == self.blocks * self.block_size
+
+    def filled(self, counts: Items[int]) -> int:
+        """How many tokens of the first of these blocks, or room that is theirs, a step takes."""
+        first = counts[: self.blocks]
+        return len(first) * self.block_size if self.has_gaps else min(self.tokens, sum(first))
+
+    def takes(self, counts: Items[int]) -> bool:
+        """Whether one step takes all of them."""
+        return len(counts) <= self.blocks and (self.has_gaps or sum(counts) <= self.tokens)
+
+    def first_of(
+        self, blocks: tuple[PrefillBlock, ...]
+    ) -> tuple[tuple[PrefillBlock, ...], tuple[PrefillBlock, ...]]:
+        """Those that one step takes, of which the last may be cut, and what is left."""
+        part, rest = blocks[: self.blocks], blocks[self.blocks :]
+        ends = list(itertools.accumulate(len(block.tokens) for block in part))
+        if self.has_gaps or ends[-1] <= self.tokens:
+            return part, rest
+        index = next(i for i, end in enumerate(ends) if end > self.tokens)
+        block, over = part[index], ends[index] - self.tokens
+        rest = part[index + 1 :] + rest
+        if over == len(block.tokens):
+            return part[:index], (block, *rest)
+        cut = len(block.tokens) - over
+        head = replace(block, tokens=block.tokens[:cut], choose=False, mask=None)
+        return (*part[:index], head), (replace(block, start=block.start + cut, tokens=block.tokens[cut:]), *rest)
+
     def pack(self, blocks: Items[PrefillBlock]) -> np.ndarray:
         vector, views = self._layout().new()
         views["slot"][:] = self.idle_slot
+        first = 0
         for index, block in enumerate(blocks):
-            views["tokens"][index, : len(block.tokens)] = block.tokens
+            if self.has_gaps:
+                first = index * self.block_size
+            views["tokens"][first : first + len(block.tokens)] = block.tokens
+            first += len(block.tokens)
             views["start"][index] = block.start
             views["count"][index] = len(block.tokens)
             views["owner"][index] = block.slot
@@ -235,28 +274,31 @@ class PrefillLayout:
     ) -> tuple[Int[Array, "T"], tuple[BlockBatch, ...], Int[Array, "B"], SamplingBatch]:
         """Tokens, a batch for each cache group, the index of each block's last token, and how the last ones choose."""
         f = self._layout().unpack(vector)
-        B, Q = self.blocks, self.block_size
-        start, count = f["start"][:, None], f["count"][:, None]
-        index = jnp.arange(Q, dtype=jnp.int32)[None]
-        real = index < count
-        positions = jnp.where(real, start + index, 0)
+        T, B, Q = self.tokens, self.blocks, self.block_size
+        token, count = jnp.arange(T, dtype=jnp.int32), f["count"]
+        rows = places = None
+        if self.has_gaps:
+            first, block = jnp.arange(B, dtype=jnp.int32) * Q, token // Q
+        else:
+            ends = jnp.cumsum(count, dtype=jnp.int32)
+            first = ends - count
+            block = jnp.minimum(jnp.searchsorted(ends, token, side="right").astype(jnp.int32), B - 1)
+            rows = jnp.minimum(first[:, None] + jnp.arange(Q, dtype=jnp.int32), T - 1)
+            places = block * Q + jnp.minimum(token - first[block], Q - 1)
+        index = token - first[block]
+        real = index < count[block]
+        positions = jnp.where(real, f["start"][block] + index, 0)
 
         def batch(tables: jax.Array) -> BlockBatch:
-            page = jnp.where(real, jnp.take_along_axis(tables, positions // self.page_size, axis=1), 0)
             return BlockBatch(
-                positions=positions.reshape(-1),
-                page=page.reshape(-1),
-                offset=(positions % self.page_size).reshape(-1),
-                tables=tables,
-                starts=f["start"],
-                counts=f["count"],
-                slots=f["owner"],
-                kernels=self.kernels,
-            )
+                positions=positions, page=jnp.where(real, tables[block, positions // self.page_size], 0),
+                offset=positions % self.page_size, tables=tables, starts=f["start"], counts=count, slots=f["owner"],
+                rows=rows, places=places, kernels=self.kernels,
+            )  # fmt: skip
 
-        last = jnp.arange(B, dtype=jnp.int32) * Q + jnp.maximum(f["count"] - 1, 0)
-        sampling = _sampling_batch(f, f["start"] + f["count"])
-        return f["tokens"].reshape(-1), tuple(map(batch, f["tables"])), last, sampling
+        last = jnp.minimum(first + jnp.maximum(count - 1, 0), T - 1)
+        sampling = _sampling_batch(f, f["start"] + count)
+        return f["tokens"], tuple(map(batch, f["tables"])), last, sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import ctypes
 import os
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from cvllm_jax.errors import ConfigError, DeviceError
 from cvllm_jax.models.registry import ModelConfig
 
 __all__ = [
+    "PrefillSize",
     "StepShapes",
     "available_memory",
     "cache_sharding",
@@ -83,12 +84,20 @@ def resolve_dtype(dtype: DType, device: jax.Device) -> Any:
     return {DType.BF16: jnp.bfloat16, DType.F16: jnp.float16, DType.F32: jnp.float32}[dtype]
 
 
+class PrefillSize(NamedTuple):
+    """How much a prefill step takes."""
+
+    tokens: int
+    blocks: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShapes:
     """Sizes and forms that steps are compiled for."""
 
     query_block: int
-    prefill_blocks: tuple[int, ...]
+    """Prompt tokens of one sequence that attention takes as a unit."""
+    prefill: tuple[PrefillSize, ...]
     prefill_form: Form
     decode_rows: tuple[int, ...]
     decode_forms: tuple[Form, ...]
@@ -102,7 +111,7 @@ class StepShapes:
     warm_up_runs: int
     """How often each step runs before it is at its best."""
     first_prefill: int | None = None
-    """Blocks of the prefill step that, with ``first_decode``, serves any request, in several runs where they are many;
+    """Tokens of the prefill step that, with ``first_decode``, serves any request, in several runs where they are many;
     an engine is ready with these two, and a thread loads the others. None: an engine is ready with all of them."""
     first_decode: int = 0
 
@@ -112,15 +121,19 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
     gpu = platform == "gpu"
     # Mosaic's tiles want 128 queries; a CPU has no tiles to fill and wastes less on the ends of prompts
     query_block = 128 if gpu else 64
+    prefill = tuple(
+        # prompts end amid blocks, and a CPU computes no padding for that; what a GPU would save has not been measured
+        PrefillSize(blocks * query_block, blocks if gpu else max(4, 2 * blocks))
+        for blocks in _sizes(-(-config.prefill_chunk_size // query_block), 3)
+    )
     forms = (Form.GREEDY, Form.STRAIGHT) if gpu else (Form.CONDITIONAL,)
     steps = tuple(sorted({1, config.decode_steps}))
-    prefill_blocks = _sizes(-(-config.prefill_chunk_size // query_block), 3)
     # a GPU waits for the weights, whatever the number of rows, and loses little by padding
     drafts = config.num_speculative_tokens
     decode_rows = _sizes(max(config.max_batch_size, 1 + drafts), 8 // len(forms) // len(steps))
     return StepShapes(
         query_block=query_block,
-        prefill_blocks=prefill_blocks,
+        prefill=prefill,
         prefill_form=forms[-1],
         decode_rows=decode_rows,
         decode_forms=forms,
@@ -132,7 +145,7 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
         warm_up_runs=3 if gpu else 1,
         # on a GPU XLA measures products while it compiles, and requests would be measured too. On a CPU one block of a
         # prompt costs a token as little as many do, and four rows little more than one
-        first_prefill=None if gpu else prefill_blocks[0],
+        first_prefill=None if gpu else prefill[0].tokens,
         first_decode=max((rows for rows in decode_rows if rows <= FIRST_ROWS), default=decode_rows[0]),
     )
 

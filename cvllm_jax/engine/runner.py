@@ -88,7 +88,7 @@ class Runner:
         self._state: SamplerState
         self.reset()
         self._warm_up = WarmUp(steps, self._run_padding)
-        sizes = {*settings.steps.decode_rows, *settings.steps.prefill_blocks}
+        sizes = {*settings.steps.decode_rows, *(size.blocks for size in settings.steps.prefill)}
         masks = {rows: np.full((rows, self.steps.words), 0xFFFFFFFF, np.uint32) for rows in sizes}
         self._unmasked = jax.device_put(masks, self._replicated)
 
@@ -235,11 +235,11 @@ class Runner:
     def _dispatch_prefill(
         self, blocks: tuple[PrefillBlock, ...]
     ) -> list[tuple[jax.Array, list[tuple[int, SamplingSettings]]]]:
-        """One program, or several where a prompt is taken whole and is longer than the largest that is loaded."""
+        """One program, or several: less padding, or the prompts are longer than the largest that is loaded."""
         dispatched = []
         while blocks:
-            layout = self.steps.prefill_layout(len(blocks))
-            part, blocks = blocks[: layout.blocks], blocks[layout.blocks :]
+            layout = self.steps.prefill_layout([len(block.tokens) for block in blocks])
+            part, blocks = layout.first_of(blocks)
             masks = [block.mask for block in part]
             out = self._run(self.steps.prefill(layout), layout.pack(part), masks, layout.blocks)
             dispatched.append((out, [(i, block.sampling) for i, block in enumerate(part) if block.choose]))

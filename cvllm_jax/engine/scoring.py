@@ -177,13 +177,14 @@ def prompt_logits(
 def _layout(runner: Runner, blocks: int, width: int) -> PrefillLayout:
     settings = runner.settings
     return PrefillLayout(
-        blocks, settings.steps.query_block, len(settings.groups), width, settings.page_size, 0, settings.kernels
-    )
+        blocks * settings.steps.query_block, blocks, settings.steps.query_block, len(settings.groups), width,
+        settings.page_size, 0, settings.kernels,
+    )  # fmt: skip
 
 
 def _chunks(layout: PrefillLayout, tokens: Items[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Where each step's tokens begin, and its vector."""
-    step_tokens = layout.blocks * layout.block_size
+    step_tokens = layout.tokens
     tables = (PageRun(0, tuple(range(1, layout.table_width + 1))),) * layout.groups
     for start in range(0, len(tokens), step_tokens):
         end = min(start + step_tokens, len(tokens))

@@ -84,7 +84,8 @@ class Steps:
         ]
         self.prefill_layouts = [
             PrefillLayout(
-                blocks,
+                size.tokens,
+                size.blocks,
                 settings.steps.query_block,
                 len(settings.groups),
                 settings.table_width,
@@ -92,7 +93,7 @@ class Steps:
                 settings.max_batch_size,
                 settings.kernels,
             )
-            for blocks in settings.steps.prefill_blocks
+            for size in settings.steps.prefill
         ]
         self.admit_layout = AdmitLayout(settings.max_sequence_length, vocab_size, MAX_BIAS, MAX_END_TOKENS)
         self._graph, self._treedef, self._vocab_size = graph, treedef, vocab_size
@@ -132,7 +133,7 @@ class Steps:
         return self._compiled(f"choose {layout.rows}", build)
 
     def prefill(self, layout: PrefillLayout) -> Any:
-        return self._program(f"prefill {layout.blocks}", self._prefill_step(layout), layout.size, layout.blocks)
+        return self._program(f"prefill {layout.tokens}", self._prefill_step(layout), layout.size, layout.blocks)
 
     def decode_layout(self, rows: int, form: Form, steps: int) -> DecodeLayout:
         """The smallest size that takes so many rows, or the largest there is."""
@@ -143,18 +144,21 @@ class Steps:
         ]
         return next((layout for layout in layouts if layout.rows >= rows), layouts[-1])
 
-    def prefill_layout(self, blocks: int) -> PrefillLayout:
-        """The step that takes so many blocks of prompts, or one for the first of them."""
+    def prefill_layout(self, counts: Items[int]) -> PrefillLayout:
+        """The step for blocks of prompts that have so many tokens, or for the first of them."""
         layouts = [
             layout
             for layout in self.prefill_layouts
-            if not self.only_loaded or f"prefill {layout.blocks}" in self.programs
+            if not self.only_loaded or f"prefill {layout.tokens}" in self.programs
         ]
-        full = [layout for layout in layouts if layout.blocks <= blocks]
-        larger = next((layout for layout in layouts if layout.blocks > blocks), None)
-        if larger is None or (full and larger.blocks - blocks > self.settings.steps.most_padding * larger.blocks):
-            return full[-1]
-        return full[-1] if full and full[-1].blocks == blocks else larger
+        smallest = layouts[0]
+        runs = max(-(-sum(counts) // smallest.tokens), -(-len(counts) // smallest.blocks))
+        whole = next((layout for layout in layouts if layout.takes(counts)), None)
+        if whole is not None:
+            padding = whole.tokens - whole.filled(counts)
+            if padding <= self.settings.steps.most_padding * whole.tokens or whole.tokens <= runs * smallest.tokens:
+                return whole
+        return next((each for each in reversed(layouts) if each.filled(counts) == each.tokens), smallest)
 
     def admit(self) -> Any:
         return self._program("admit", self._admit_step, self.admit_layout.size)

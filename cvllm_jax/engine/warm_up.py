@@ -42,7 +42,7 @@ def listed_steps(steps: Steps) -> tuple[list[ListedStep], list[ListedStep]]:
     """What is loaded before an engine is ready, and what after that, the most useful first."""
     shapes = steps.settings.steps
     prefills = {
-        layout.blocks: [ListedStep(partial(steps.prefill, layout), layout.pack([]), layout.blocks)]
+        layout.tokens: [ListedStep(partial(steps.prefill, layout), layout.pack([]), layout.blocks)]
         for layout in steps.prefill_layouts
     }
     decodes = {

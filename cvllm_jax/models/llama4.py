@@ -142,7 +142,6 @@ class Llama4Attention(Attention):
     def __call__(
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
-        N, H, T, B = self.heads, self.head_dim, x.shape[0], batch.starts.shape[0]
         q, cache = rotate_and_write(
             self.heads_of(x), rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
         )
@@ -150,7 +149,7 @@ class Llama4Attention(Attention):
             amount, floor = self.temperature
             growth = jnp.log1p(jnp.floor((batch.positions.astype(jnp.float32) + 1) / floor)) * amount + 1
             q = (q * growth[:, None, None]).astype(q.dtype)
-        q = q.reshape(B, T // B, N, H)
+        q = batch.blocks(q)
         if self.chunk is not None:
             y = chunked_attention(q, cache, batch, self.chunk, scale=self.scale)
         else:
@@ -158,7 +157,7 @@ class Llama4Attention(Attention):
                 q, cache.k, cache.v, batch.tables, batch.starts, batch.counts, scale=self.scale,
                 k_scales=cache.k_scales, v_scales=cache.v_scales, implementation=batch.kernels.attention,
             )  # fmt: skip
-        return self.output(y.reshape(T, N * H)), cache
+        return self.output(batch.tokens(y).reshape(len(x), -1)), cache
 
 
 class Llama4(Decoder):

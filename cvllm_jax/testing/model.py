@@ -88,7 +88,7 @@ class Scripted(nnx.Module):
     ) -> tuple[Float[Array, "T D"], tuple[KvPages, ...]]:
         """The hidden states of the step's tokens, and the cache with their keys and values."""
         (batch,) = batches
-        T, B = len(tokens), len(batch.starts)
+        T = len(tokens)
         line = tokens - FIRST_LINE
         named = (line >= 0) & (line < MAX_LINES)
         position_bits, line_bits = _bits(batch.positions, POSITION_BITS), _bits(line, LINE_BITS)
@@ -103,10 +103,11 @@ class Scripted(nnx.Module):
             jnp.stack([query, key, value], axis=1).astype(self.dtype), unrotated, cache[0], batch.page, batch.offset,
             implementation=batch.kernels.kv_write,
         )  # fmt: skip
-        found = paged_attention(
-            q.reshape(B, T // B, 1, HEAD_DIM), layer.k, layer.v, batch.tables, batch.starts, batch.counts,
+        attended = paged_attention(
+            batch.blocks(q), layer.k, layer.v, batch.tables, batch.starts, batch.counts,
             scale=GAP, k_scales=layer.k_scales, v_scales=layer.v_scales, implementation=batch.kernels.attention,
-        ).reshape(T, HEAD_DIM)  # fmt: skip
+        )  # fmt: skip
+        found = batch.tokens(attended).reshape(T, HEAD_DIM)
 
         signs = found > 0
         any_named = found[:, 0] > 0.5

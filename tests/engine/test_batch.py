@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cvllm_jax.engine.batch import AdmitLayout, DecodeLayout, PrefillLayout
 from cvllm_jax.engine.pages import PageRun
@@ -63,7 +65,7 @@ def test_rows_of_several_steps():
 
 
 def test_prefill_blocks():
-    layout = PrefillLayout(3, 4, 2, 5, 2, 9)
+    layout = PrefillLayout(12, 3, 4, 2, 5, 2, 9)
     blocks = [
         PrefillBlock(
             slot=1, start=3, tokens=(11, 12, 13), tables=(PageRun(0, (4, 6, 8)), PageRun(1, (2, 1))), choose=True,
@@ -85,6 +87,50 @@ def test_prefill_blocks():
     assert last.tolist() == [2, 4, 8]
     check_sampling(sampling, 0, PLAIN, 1, 6, True)
     assert sampling.slot.tolist() == [1, 9, 9]  # a block that chooses nothing writes to the idle slot
+
+
+def block_of(number, start, tokens):
+    tables = (PageRun(0, tuple(10 * number + page for page in range(1, 2 + (start + len(tokens)) // 2))),)
+    return PrefillBlock(
+        slot=number, start=start, tokens=tuple(tokens), tables=tables, choose=True, forbid_end=0, sampling=PLAIN
+    )
+
+
+def test_tokens_without_gaps():
+    layout = PrefillLayout(8, 3, 4, 1, 5, 2, 9)
+    tokens, (batch,), last, sampling = jax.jit(layout.unpack)(
+        layout.pack([block_of(1, 3, (11, 12, 13)), block_of(2, 0, (7,))])
+    )
+    assert tokens.tolist() == [11, 12, 13, 7, 0, 0, 0, 0]
+    assert batch.positions.tolist() == [3, 4, 5, 0, 0, 0, 0, 0]
+    assert batch.page.tolist() == [12, 13, 13, 21, 0, 0, 0, 0]
+    assert batch.offset.tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
+    assert (batch.starts.tolist(), batch.counts.tolist()) == ([3, 0, 0], [3, 1, 0])
+    assert batch.real.tolist() == [True] * 4 + [False] * 4
+    assert last.tolist()[:2] == [2, 3] and sampling.slot.tolist() == [1, 2, 9]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12))
+def test_blocks_of_any_length_are_taken_whole_or_cut(counts):
+    """Each step is full or the last, tokens keep their order and positions, and only a block's end is chosen after."""
+    layout = PrefillLayout(16, 4, 6, 1, 8, 2, 99)
+    unpack = jax.jit(layout.unpack)
+    texts = [range(100 * number, 100 * number + count) for number, count in enumerate(counts)]
+    rest, found = tuple(block_of(number, 2, text) for number, text in enumerate(texts)), {}
+    while rest:
+        part, rest = layout.first_of(rest)
+        assert len(part) == layout.blocks or sum(len(b.tokens) for b in part) == layout.tokens or not rest
+        tokens, (batch,), last, _ = unpack(layout.pack(part))
+        by_block = batch.blocks(tokens)
+        for row, block in enumerate(part):
+            assert by_block[row, : len(block.tokens)].tolist() == list(block.tokens)
+            assert tokens[last[row]] == block.tokens[-1]
+            assert block.start == 2 + len(found.get(block.slot, ()))
+            found.setdefault(block.slot, []).extend(block.tokens)
+            assert block.choose == (len(found[block.slot]) == counts[block.slot])
+        assert batch.tokens(by_block)[batch.real].tolist() == tokens[batch.real].tolist()
+    assert [found[number] for number in range(len(counts))] == [list(text) for text in texts]
 
 
 @pytest.mark.parametrize("prompt_length", [1, 3])

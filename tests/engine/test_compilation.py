@@ -83,7 +83,7 @@ def test_the_cache_is_updated_in_place(make_engine, decode_steps):
     names = [f"decode {rows}" for rows in steps.decode_rows]
     if decode_steps > 1:
         names += [f"{name} x{decode_steps}" for name in names]
-    names += [f"prefill {blocks}" for blocks in steps.prefill_blocks]
+    names += [f"prefill {size.tokens}" for size in steps.prefill]
 
     def not_there():
         raise AssertionError("warm-up has made every step")
@@ -124,7 +124,7 @@ def test_a_second_engine_neither_traces_nor_compiles(second_engine, monkeypatch)
         assert engine.generate_sync([5], GenerationParams(max_tokens=3, ignore_eos=True)).tokens
         assert engine.wait_until_warm(60)
         steps = engine.runner.settings.steps
-        assert engine.stats().compilations == len(steps.decode_rows) + len(steps.prefill_blocks) + 1
+        assert engine.stats().compilations == len(steps.decode_rows) + len(steps.prefill) + 1
     assert len(compiled[count:]) <= 1  # what makes empty buffers, which takes no time
     assert [stage for stage in stages if stage[0] == "compiling steps"] == [
         ("compiling steps", done, 3) for done in range(4)

@@ -118,7 +118,7 @@ def test_with_the_steps_of_a_gpu(gpu_steps_engine, alone):
     assert greedy.tokens == alone[0].tokens
     steps = gpu_steps_engine.runner.settings.steps
     assert len(steps.decode_forms) == 2
-    assert len(steps.decode_forms) * len(steps.decode_rows) + len(steps.prefill_blocks) + 1 <= 12
+    assert len(steps.decode_forms) * len(steps.decode_rows) + len(steps.prefill) + 1 <= 12
 
 
 def test_after_preemption(tight_engine, alone):

@@ -35,20 +35,28 @@ class Text:
         self.tables = [1 + rng.permutation(pages).astype(np.int32) for _ in config.cache_groups]
         self.length = 0
 
-    def add(self, tokens, block):
-        """Logits after each of these tokens, which fill a block of ``block`` in part."""
+    def add(self, tokens, block, cut=None):
+        """Logits after each of these tokens, which fill a block of ``block`` in part, or two without a gap.
+
+        Arguments:
+          cut: where the second block begins.
+        """
         count = len(tokens)
         real = np.arange(block) < count
+        starts, counts, between = [self.length], [count], {}
+        if cut is not None:
+            starts, counts, between = [self.length, self.length + cut], [cut, count - cut], _two_blocks(block, cut)
         positions = np.where(real, self.length + np.arange(block), 0).astype(np.int32)
         batches = tuple(
             BlockBatch(
                 positions=jnp.asarray(positions),
                 page=jnp.asarray(np.where(real, table[positions // PAGE_SIZE], 0)),
                 offset=jnp.asarray(positions % PAGE_SIZE),
-                tables=jnp.asarray(table[None]),
-                starts=jnp.asarray([self.length], jnp.int32),
-                counts=jnp.asarray([count], jnp.int32),
-                slots=jnp.zeros(1, jnp.int32),
+                tables=jnp.asarray(np.stack([table] * len(starts))),
+                starts=jnp.asarray(starts, jnp.int32),
+                counts=jnp.asarray(counts, jnp.int32),
+                slots=jnp.zeros(len(starts), jnp.int32),
+                **between,
             )
             for table in self.tables
         )
@@ -56,3 +64,11 @@ class Text:
         logits, self.cache = step(*self.weights[:2], self.weights.leaves, self.cache, padded, batches)
         self.length += count
         return np.asarray(logits[:count])
+
+
+def _two_blocks(length, cut):
+    """Blocks of ``length`` queries each that share as many tokens."""
+    token, first = np.arange(length, dtype=np.int32), np.asarray([[0], [cut]], np.int32)
+    rows = np.minimum(first + token, length - 1)
+    places = np.where(token < cut, token, length + token - cut)
+    return {"rows": jnp.asarray(rows), "places": jnp.asarray(places)}

@@ -1,7 +1,7 @@
 """Every family against transformers, and its GGUF file against its folder; tests/golden/README.md has the cases.
 
-Logits come through the paged cache in three ways: the prompt whole, in chunks of several lengths, and its second half
-one token at a time. A GGUF file that llama.cpp's converter wrote must give the same configuration and the same weights.
+Logits come through the paged cache in three ways: the prompt in one step, in chunks of several lengths, both as two
+blocks, and its second half one token at a time. A GGUF file that llama.cpp's converter wrote must give the same configuration and the same weights.
 """
 
 import json
@@ -66,10 +66,11 @@ def test_family(case):
     config, weights = load(folder)
     match = partial(np.testing.assert_allclose, atol=1e-4, rtol=0)
 
-    match(Text(config, weights, len(prompt)).add(prompt, len(prompt)), logits)
+    match(Text(config, weights, len(prompt)).add(prompt, len(prompt), cut=len(prompt) // 3), logits)
     text, half = Text(config, weights, len(prompt)), len(prompt) // 2
     for end, count in zip(np.cumsum(CHUNKS), CHUNKS, strict=True):
-        match(text.add(prompt[end - count : end], len(prompt)), logits[end - count : end])  # the same program
+        chunk = text.add(prompt[end - count : end], len(prompt), cut=count // 3)  # the same program
+        match(chunk, logits[end - count : end])
     text = Text(config, weights, len(prompt))
     text.add(prompt[:half], len(prompt))
     for at in range(half, len(prompt)):

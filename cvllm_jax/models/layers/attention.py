@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cvllm_jax.models.layers.linear import Linear
 from cvllm_jax.models.layers.rope import RopeTables
@@ -30,9 +30,11 @@ class Kernels(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBatch:
-    """The tokens of one step: B blocks of Q query positions, each block of one sequence (T = B * Q).
+    """The T tokens of one step: those of B blocks of up to Q consecutive positions, each block of one sequence.
 
-    Decoding has Q = 1. Padding tokens have position 0 and are written to page 0, which no sequence owns.
+    Decoding has Q = 1. Where ``rows`` is None, T = B * Q and each block has room for Q tokens; else tokens lie without
+    gaps, so that whatever computes token by token computes little padding, and only attention sees blocks. Padding
+    tokens have position 0 and are written to page 0, which no sequence owns.
     """
 
     positions: Int[Array, "T"]
@@ -46,7 +48,30 @@ class BlockBatch:
     """Tokens of each block that are no padding."""
     slots: Int[Array, "B"] | None = None
     """Of each block's sequence, for layers that remember it in a place of its own; None where no layer does."""
+    rows: Int[Array, "B Q"] | None = None
+    """Which token each query of a block is; those past its count are any."""
+    places: Int[Array, "T"] | None = None
+    """Where each token is among the B * Q queries of all blocks; with ``rows`` only."""
     kernels: Kernels = field(default=Kernels(), metadata={"static": True})
+
+    @property
+    def real(self) -> Bool[Array, "T"]:
+        """Which tokens are no padding."""
+        T = len(self.positions)
+        if self.rows is not None:
+            return jnp.arange(T) < self.counts.sum()
+        return (jnp.arange(T // len(self.counts)) < self.counts[:, None]).reshape(T)
+
+    def blocks(self, x: Shaped[Array, "T *D"]) -> Shaped[Array, "B Q *D"]:
+        """What tokens have, block by block."""
+        if self.rows is None:
+            return x.reshape(len(self.starts), -1, *x.shape[1:])
+        return x.at[self.rows].get(mode="promise_in_bounds")
+
+    def tokens(self, x: Shaped[Array, "B Q *D"]) -> Shaped[Array, "T *D"]:
+        """What the queries of blocks have, token by token."""
+        flat = x.reshape(-1, *x.shape[2:])
+        return flat if self.places is None else flat.at[self.places].get(mode="promise_in_bounds")
 
 
 class HeadNorm(Protocol):
@@ -93,18 +118,16 @@ class Attention(nnx.Module):
         self, qkv: Float[Array, "T N+2*K H"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T N*H"], KvPages]:
         """What the query heads attend to."""
-        N, H = self.heads, self.head_dim
-        T, B = qkv.shape[0], batch.starts.shape[0]
         q, cache = rotate_and_write(
             qkv, rope, cache, batch.page, batch.offset, implementation=batch.kernels.kv_write
         )
         y = paged_attention(
-            q.reshape(B, T // B, N, H), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
+            batch.blocks(q), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
             scale=self.scale, window=self.window, soft_cap=self.soft_cap,
             sinks=None if self.sinks is None else self.sinks[...],
             k_scales=cache.k_scales, v_scales=cache.v_scales, implementation=batch.kernels.attention,
         )  # fmt: skip
-        return y.reshape(T, N * H), cache
+        return batch.tokens(y).reshape(len(qkv), -1), cache
 
     def heads_of(self, x: Float[Array, "T D"]) -> Float[Array, "T N+2*K H"]:
         """Queries, keys and values, to be rotated still."""

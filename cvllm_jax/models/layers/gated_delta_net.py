@@ -48,21 +48,21 @@ class GatedDeltaNet(nnx.Module):
         self, x: Float[Array, "T D"], cache: RecurrentState, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], RecurrentState]:
         """What it knows of positions is their order: ``rope`` is for layers that rotate."""
-        s, T, B = self.sizes, x.shape[0], batch.starts.shape[0]
+        s, T = self.sizes, x.shape[0]
         assert batch.slots is not None
         places = batch.slots, batch.starts, batch.counts
         qkv, z, b, a = self._projected(x)
-        qkv, inputs = convolve(qkv.reshape(B, T // B, -1), self.convolution[...][:, 0], cache.inputs, *places)
+        qkv, inputs = convolve(batch.blocks(qkv), self.convolution[...][:, 0], cache.inputs, *places)
         qkv = ACTIVATIONS[self.activation](qkv)
         keys = s.key_heads * s.key_dim
         q, k, v = jnp.split(qkv, (keys, 2 * keys), axis=-1)
-        q, k = (self._for_each_head(_unit(part.reshape(B, T // B, s.key_heads, s.key_dim))) for part in (q, k))
+        q, k = (self._for_each_head(_unit(part.reshape(*part.shape[:2], s.key_heads, s.key_dim))) for part in (q, k))
         decay = -jnp.exp(self.log_rate[...]) * jax.nn.softplus(a.astype(jnp.float32) + self.rate_bias[...])
         y, memory = attend(
-            q * s.key_dim**-0.5, k, v.reshape(B, T // B, s.heads, s.value_dim), decay.reshape(B, T // B, s.heads),
-            jax.nn.sigmoid(b.astype(jnp.float32)).reshape(B, T // B, s.heads), cache.memory, *places,
+            q * s.key_dim**-0.5, k, v.reshape(*v.shape[:2], s.heads, s.value_dim), batch.blocks(decay),
+            batch.blocks(jax.nn.sigmoid(b.astype(jnp.float32))), cache.memory, *places,
         )  # fmt: skip
-        y = self.norm(y.reshape(T, s.heads, s.value_dim)) * jax.nn.silu(z.astype(jnp.float32))
+        y = self.norm(batch.tokens(y).reshape(T, s.heads, s.value_dim)) * jax.nn.silu(z.astype(jnp.float32))
         return self.output(y.astype(x.dtype).reshape(T, -1)), RecurrentState(inputs, memory)
 
     def _projected(self, x: Float[Array, "T D"]) -> tuple[Array, Array, Array, Array]:

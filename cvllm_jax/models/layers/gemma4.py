@@ -55,7 +55,7 @@ class Gemma4Attention(nnx.Module):
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
         N, H = self.heads, self.head_dim
-        T, B = x.shape[0], batch.starts.shape[0]
+        T = x.shape[0]
         if self.q is not None:
             q = rotate(self._filled(self.q_norm(self.q(x).reshape(T, N, H))), rope).astype(x.dtype)
         else:
@@ -66,11 +66,11 @@ class Gemma4Attention(nnx.Module):
                 implementation=batch.kernels.kv_write if whole else "xla",
             )  # fmt: skip
         y = paged_attention(
-            q.reshape(B, T // B, N, -1), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
+            batch.blocks(q), cache.k, cache.v, batch.tables, batch.starts, batch.counts,
             scale=1.0, window=self.window, k_scales=cache.k_scales, v_scales=cache.v_scales,
             implementation=batch.kernels.attention,
         )  # fmt: skip
-        return self.output(y[..., :H].reshape(T, N * H)), cache
+        return self.output(batch.tokens(y)[..., :H].reshape(T, N * H)), cache
 
     def _queries_keys_values(self, x: Float[Array, "T D"]) -> Float[Array, "T N+2*K H"]:
         N, K, H = self.heads, self.kv_heads, self.head_dim

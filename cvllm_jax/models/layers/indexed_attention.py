@@ -60,14 +60,13 @@ class Indexer(nnx.Module):
         self, x: Float[Array, "T D"], vector: Float[Array, "T L"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> Places:
         """The tokens for each of these; the keys of these are in the cache already."""
-        T, B = x.shape[0], batch.starts.shape[0]
-        q = self._rotated(self.q(vector).reshape(T, self.heads, -1), rope)
+        q = self._rotated(self.q(vector).reshape(len(x), self.heads, -1), rope)
         weights = jnp.einsum("td,md->tm", x.astype(jnp.float32), self.weights[...], precision=lax.Precision.HIGHEST)
         places = select_tokens(
-            q.reshape(B, T // B, *q.shape[1:]), (weights * self.scale).reshape(B, T // B, -1), cache.v,
+            batch.blocks(q), batch.blocks(weights * self.scale), cache.v,
             batch.tables, batch.starts, batch.counts, most=self.most, scales=cache.v_scales,
         )  # fmt: skip
-        return places.reshape(T, -1)
+        return batch.tokens(places)
 
     def _rotated(self, x: Float[Array, "T M I"], rope: RopeTables) -> Float[Array, "T M I"]:
         if self.interleaved:
@@ -94,7 +93,6 @@ class IndexedAttention(LatentVectors):
     def __call__(
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables, places: Places | None
     ) -> tuple[Float[Array, "T D"], KvPages, Places]:
-        T, B = x.shape[0], batch.starts.shape[0]
         vector = self.query_vector(x)
         index = None if self.indexer is None else self.indexer.keys(x, rope)
         q, cache = rotate_and_write_keys(
@@ -104,10 +102,10 @@ class IndexedAttention(LatentVectors):
             places = self.indexer(x, vector, cache, batch, rope)
         assert places is not None, "the first layer has an indexer"
         y = attend_to_selected(
-            q.reshape(B, T // B, self.heads, -1), cache.k, places.reshape(B, T // B, -1), batch.starts, batch.counts,
+            batch.blocks(q), cache.k, batch.blocks(places), batch.starts, batch.counts,
             scale=self.scale, scales=cache.k_scales,
         )  # fmt: skip
-        return self.outputs(y), cache, places
+        return self.outputs(batch.tokens(y)), cache, places
 
 
 class IndexedBlock(nnx.Module):

@@ -74,10 +74,9 @@ class LatentVectors(nnx.Module):
         latent, rotated = jnp.split(self.kv_a(x), (self.rank,), axis=-1)
         return jnp.concatenate([halves(rotated) if self.interleaved else rotated, self.kv_norm(latent)], -1)[:, None]
 
-    def outputs(self, y: Float[Array, "*B N H"]) -> Float[Array, "T D"]:
+    def outputs(self, y: Float[Array, "T N H"]) -> Float[Array, "T D"]:
         """Of weighted sums of keys."""
-        latent = y.reshape(-1, *y.shape[-2:])[:, :, self.rotated :]
-        y = jnp.einsum("tnc,nvc->tnv", latent, self.kv_b[...][:, self.plain :])
+        y = jnp.einsum("tnc,nvc->tnv", y[:, :, self.rotated :], self.kv_b[...][:, self.plain :])
         return self.output(y.reshape(len(y), -1))
 
 
@@ -88,16 +87,15 @@ class LatentAttention(LatentVectors):
     def __call__(
         self, x: Float[Array, "T D"], cache: KvPages, batch: BlockBatch, rope: RopeTables
     ) -> tuple[Float[Array, "T D"], KvPages]:
-        T, B = x.shape[0], batch.starts.shape[0]
         q, cache = rotate_and_write_keys(
             self.queries(self.query_vector(x)), self.keys(x), rope, cache, batch.page, batch.offset
         )
         y = paged_attention(
-            q.reshape(B, T // B, self.heads, -1), cache.k, cache.k, batch.tables, batch.starts, batch.counts,
+            batch.blocks(q), cache.k, cache.k, batch.tables, batch.starts, batch.counts,
             scale=self.scale, k_scales=cache.k_scales, v_scales=cache.k_scales,
             implementation=batch.kernels.attention,
         )  # fmt: skip
-        return self.outputs(y), cache
+        return self.outputs(batch.tokens(y)), cache
 
 
 def halves(x: Float[Array, "*T R"]) -> Float[Array, "*T R"]:

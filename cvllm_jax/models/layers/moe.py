@@ -156,8 +156,7 @@ class Experts(nnx.Module):
         self, x: Float[Array, "T D"], weights: Float[Array, "T k"], experts: Int[Array, "T k"], batch: BlockBatch
     ) -> Float[Array, "T D"]:
         T, k = experts.shape
-        real = jnp.arange(T // len(batch.counts)) < batch.counts[:, None]
-        flat = jnp.where(real.reshape(T, 1), experts, self.experts).reshape(-1)  # padding sorts behind all experts
+        flat = jnp.where(batch.real[:, None], experts, self.experts).reshape(-1)  # padding sorts behind all experts
         order = jnp.argsort(flat)
         sorted_experts = flat[order]
         sizes = jnp.zeros(self.experts, jnp.int32).at[flat].add(1, mode="drop")
