@@ -42,7 +42,7 @@ def chat(
     engine: EngineOptions,
 ) -> None:
     """Talk with a model in the terminal. /help lists what else can be typed."""
-    with load_engine(model, engine) as loaded:
+    with load_engine(model, engine, "cvllm_jax.openai") as loaded:
         from cvllm_jax.openai import OpenAIAdapter
 
         adapter = OpenAIAdapter(loaded)

@@ -40,7 +40,7 @@ def generate(
     if raw and system is not None:
         raise typer.BadParameter("--raw has no place for instructions", param_hint="--system")
     text = sys.stdin.read() if prompt == "-" else prompt
-    with load_engine(model, engine) as loaded:
+    with load_engine(model, engine, "cvllm_jax.openai") as loaded:
         from cvllm_jax.openai import ChatCompletionRequest, Message, OpenAIAdapter, model_sampling_defaults
 
         pieces: Iterator[str]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from cvllm_jax.cli.options import EngineOptions
@@ -31,13 +33,19 @@ def model_source(model: str | None) -> str:
     return str(found)
 
 
-def load_engine(model: str | None, options: EngineOptions) -> InferenceEngine:
-    """The engine of a command that uses it itself, loaded behind progress bars."""
+def load_engine(model: str | None, options: EngineOptions, *modules: str) -> InferenceEngine:
+    """The engine of a command that uses it itself, loaded behind progress bars.
+
+    Arguments:
+      modules: what the command imports next; a thread does that while weights and programs are read.
+    """
     source = model_source(model)
     with ProgressBars() as progress:
         config = options.config(source, progress)
         from cvllm_jax.engine.engine import InferenceEngine  # loads JAX: only once the options are right
 
+        for module in modules:
+            threading.Thread(target=importlib.import_module, args=(module,), name="cvllm-jax imports").start()
         return InferenceEngine.new_sync(config)
 
 
