@@ -23,7 +23,7 @@ def main() -> None:
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, help="default: those whose files are here, but the random one")
     add("--threads", type=int, default=2, help="cores that every engine may use (default: 2)")
-    add("--rounds", type=int, default=4, help="samples of prefill and decoding; large models: half (default: 4)")
+    add("--rounds", type=int, default=3, help="samples of prefill and decoding; large models: half (default: 3)")
     add("--new-tokens", type=int, default=48, help="tokens that each sequence decodes (default: 48)")
     add("--serving-rounds", type=int, default=2, help="runs of the chats, 0 for no servers; as above (default: 2)")
     add("--requests", type=int, default=32, help="chats of one run (default: 32)")

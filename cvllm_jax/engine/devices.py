@@ -121,11 +121,13 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
     gpu = platform == "gpu"
     # Mosaic's tiles want 128 queries; a CPU has no tiles to fill and wastes less on the ends of prompts
     query_block = 128 if gpu else 64
-    prefill = tuple(
-        # prompts end amid blocks, and a CPU computes no padding for that; what a GPU would save has not been measured
-        PrefillSize(blocks * query_block, blocks if gpu else max(4, 2 * blocks))
-        for blocks in _sizes(-(-config.prefill_chunk_size // query_block), 3)
-    )
+    blocks = -(-config.prefill_chunk_size // query_block)
+    if gpu:
+        prefill = tuple(PrefillSize(count * query_block, count) for count in _sizes(blocks, 3))
+    else:
+        # 128 tokens cost each as little as 512 do, a program takes some 80 MB, and a block's logits cost as much as five
+        # tokens. Prompts end amid blocks, and no padding is computed for that; a GPU has not been measured
+        prefill = tuple(PrefillSize(count * query_block, 4) for count in _sizes(min(blocks, 2), 2))
     forms = (Form.GREEDY, Form.STRAIGHT) if gpu else (Form.CONDITIONAL,)
     steps = tuple(sorted({1, config.decode_steps}))
     # a GPU waits for the weights, whatever the number of rows, and loses little by padding
