@@ -1,7 +1,8 @@
 """Every family against transformers, and its GGUF file against its folder; tests/golden/README.md has the cases.
 
 Logits come through the paged cache in three ways: the prompt in one step, in chunks of several lengths, both as two
-blocks, and its second half one token at a time. A GGUF file that llama.cpp's converter wrote must give the same configuration and the same weights.
+blocks, and its second half one token at a time. A GGUF file that llama.cpp's converter wrote must give the same
+configuration and the same weights.
 """
 
 import json
