@@ -23,10 +23,10 @@ COMMANDS = (
     'cvllm-jax generate "What is the capital of France?" --temperature 0 --max-tokens 48',
     f"""curl -s {URL}/v1/chat/completions -H 'Content-Type: application/json' -d '
   {{"model": "{MODEL}", "temperature": 0,
-   "messages": [{{"role": "user", "content": "Which country is Paris in, and on which river?"}}],
+   "messages": [{{"role": "user", "content": "Which country is Paris the capital of, and on which continent?"}}],
    "response_format": {{"type": "json_schema", "json_schema": {{"name": "place", "schema": {{"type": "object",
-     "properties": {{"country": {{"type": "string"}}, "river": {{"type": "string"}}}},
-     "required": ["country", "river"], "additionalProperties": false}}}}}}}}' | jq -r '.choices[0].message.content'""",
+     "properties": {{"country": {{"type": "string"}}, "continent": {{"type": "string"}}}},
+     "required": ["country", "continent"], "additionalProperties": false}}}}}}}}' | jq -r '.choices[0].message.content'""",
 )
 
 
