@@ -26,7 +26,8 @@ COMMANDS = (
    "messages": [{{"role": "user", "content": "Which country is Paris the capital of, and on which continent?"}}],
    "response_format": {{"type": "json_schema", "json_schema": {{"name": "place", "schema": {{"type": "object",
      "properties": {{"country": {{"type": "string"}}, "continent": {{"type": "string"}}}},
-     "required": ["country", "continent"], "additionalProperties": false}}}}}}}}' | jq -r '.choices[0].message.content'""",
+     "required": ["country", "continent"], "additionalProperties": false}}}}}}}}' |
+  jq -r '.choices[0].message.content'""",
 )
 
 

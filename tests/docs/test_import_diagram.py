@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 from conftest import ROOT
 
@@ -26,5 +27,10 @@ def test_the_diagram_has_the_imports_that_there_are():
 
 
 def test_arrows_that_follow_from_others_are_left_out():
-    text = load_hook().diagram({"top": {"middle", "low"}, "middle": {"low"}, "low": set()})
-    assert text.splitlines() == ["graph TD", "    top --> middle", "    middle --> low"]
+    hook = load_hook()
+    arrows = hook.arrows({"top": {"middle", "low"}, "middle": {"low"}, "low": set()})
+    assert arrows == {"top": {"middle"}, "middle": {"low"}, "low": set()}
+    svg = ElementTree.fromstring(hook.drawing(arrows))
+    heights = {box.text: float(box.get("y")) for box in svg.iter("text")}
+    assert heights["top"] < heights["middle"] < heights["low"]
+    assert len(list(svg.iter("line"))) == 2
