@@ -110,18 +110,21 @@ def test_tokens_without_gaps():
     assert last.tolist()[:2] == [2, 3] and sampling.slot.tolist() == [1, 2, 9]
 
 
+WITHOUT_GAPS = PrefillLayout(16, 4, 6, 1, 8, 2, 99)
+unpacked = jax.jit(WITHOUT_GAPS.unpack)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=12))
 def test_blocks_of_any_length_are_taken_whole_or_cut(counts):
     """Each step is full or the last, tokens keep their order and positions, and only a block's end is chosen after."""
-    layout = PrefillLayout(16, 4, 6, 1, 8, 2, 99)
-    unpack = jax.jit(layout.unpack)
+    layout = WITHOUT_GAPS
     texts = [range(100 * number, 100 * number + count) for number, count in enumerate(counts)]
     rest, found = tuple(block_of(number, 2, text) for number, text in enumerate(texts)), {}
     while rest:
         part, rest = layout.first_of(rest)
         assert len(part) == layout.blocks or sum(len(b.tokens) for b in part) == layout.tokens or not rest
-        tokens, (batch,), last, _ = unpack(layout.pack(part))
+        tokens, (batch,), last, _ = unpacked(layout.pack(part))
         by_block = batch.blocks(tokens)
         for row, block in enumerate(part):
             assert by_block[row, : len(block.tokens)].tolist() == list(block.tokens)

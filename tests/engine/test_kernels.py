@@ -77,7 +77,8 @@ def test_a_kernel_that_computes_something_else_fails_its_trial(hopper_cpu, monke
         assert f"differs from the XLA form by {difference} in relative norm" in choices.attention.reason
 
 
-@pytest.mark.parametrize("cache", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "fp8"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["auto", "int8", "fp8"])
 def test_an_engine_says_the_same_with_the_kernels(tmp_path, cache):
     """Trials, prefill and decoding of a small bf16 model in Mosaic's interpreter; tokens where the margin is clear."""
     environment = os.environ | {

@@ -50,7 +50,8 @@ def test_logits_and_greedy_tokens(case, pytestconfig):
                 assert assert_greedy(engine.generate_sync(prompt, greedy).tokens, expected, length) == 16
 
 
-@pytest.mark.parametrize("prompts", [4, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [4, 16])
 def test_the_demo_model(demo_model_path, pytestconfig, prompts):
     """SmolLM2 in f32: the last logits, every position's logsumexp, and 64 greedy tokens."""
     expected = np.load(golden(pytestconfig, "smollm2.npz"))

@@ -88,7 +88,10 @@ def attention_inputs(rng, *, sequences, heads, kv_heads, head_dim, page_size, wi
 
 
 @needs_kernels
-@pytest.mark.parametrize(("dtype", "cache"), [(F32, F32), (BF16, BF16), (BF16, INT8), (F32, INT8)])
+@pytest.mark.parametrize(
+    ("dtype", "cache"),
+    [(F32, F32), (BF16, INT8), *(pytest.param(*types, marks=pytest.mark.slow) for types in ((BF16, BF16), (F32, INT8)))],
+)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "page_size", "width"),
     [(9, 3, 64, 16, 40), (8, 1, 128, 32, 20), (4, 4, 80, 16, 9), (14, 2, 64, 64, 10)],
