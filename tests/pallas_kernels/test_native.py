@@ -90,7 +90,7 @@ def attention_inputs(rng, *, sequences, heads, kv_heads, head_dim, page_size, wi
 @needs_kernels
 @pytest.mark.parametrize(
     ("dtype", "cache"),
-    [(F32, F32), (BF16, INT8), *(pytest.param(*types, marks=pytest.mark.slow) for types in ((BF16, BF16), (F32, INT8)))],
+    [(F32, F32), (BF16, INT8), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((BF16, BF16), (F32, INT8)))],
 )
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "page_size", "width"),
