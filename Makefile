@@ -37,7 +37,7 @@ test-jax-floor:  ## run the kernels' tests and the engine's core on the oldest J
 	@deploy/venv.sh --floor server test
 	@.venv-floor/bin/python -m pytest $(FLOOR_TESTS) $(ARGS)
 
-test-clients:  ## openai, openai-agents, langchain, pydantic-ai, litellm, instructor and llm against real servers
+test-clients:  ## openai, openai-agents, langchain, pydantic-ai, litellm, instructor, llm and codex against real servers
 	@deploy/venv.sh server
 	@deploy/venv.sh --clients
 	@deploy/venv.sh --agents

@@ -1,4 +1,4 @@
-"""Clients from npm: openai, @openai/agents and the AI SDK. Skipped where there is no node or no npm registry."""
+"""Clients from npm: openai, @openai/agents and the AI SDK."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from model_server import ROOT
+from npm import installed
 
 SOURCES = Path(__file__).parent / "javascript"
 TESTS = sorted(path.name for path in SOURCES.glob("*.test.mjs"))
@@ -15,22 +15,7 @@ TESTS = sorted(path.name for path in SOURCES.glob("*.test.mjs"))
 @pytest.fixture(scope="module")
 def folder():
     """Where the packages are and the tests beside them: imports are looked for from there."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs node 20 or later, and npm")
-    folder = ROOT / "build" / "javascript-clients"
-    folder.mkdir(parents=True, exist_ok=True)
-    installed = folder / "installed.json"
-    wanted = (SOURCES / "package.json").read_text(encoding="utf-8")
-    if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
-        (folder / "package.json").write_text(wanted, encoding="utf-8")
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
-        try:
-            install = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
-        except subprocess.TimeoutExpired:
-            pytest.skip("npm install takes more than three minutes")
-        if install.returncode != 0:
-            pytest.skip(f"npm install failed: {install.stderr.strip()[-500:]}")
-        installed.write_text(wanted, encoding="utf-8")
+    folder = installed("javascript-clients", (SOURCES / "package.json").read_text(encoding="utf-8"))
     for source in SOURCES.glob("*.mjs"):
         shutil.copy(source, folder)
     return folder
