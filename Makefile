@@ -23,7 +23,7 @@ serve:  ## serve the demo model, or ARGS=MODEL, on http://127.0.0.1:8000
 
 test:  ## run all tests
 	@deploy/venv.sh server test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-docs:  ## notebooks, examples, links and every block of code that the documentation shows
 	@deploy/venv.sh server test notebooks examples

@@ -111,7 +111,7 @@ sys.meta_path.insert(0, Absent())
 from cvllm_jax import EngineConfig, GenerationParams, InferenceEngine
 config = EngineConfig(
     model_path={str(shape_only)!r}, load_format="dummy", dtype="f32", device="cpu", max_batch_size=2,
-    max_sequence_length=256, prefill_chunk_size=64,
+    max_sequence_length=256, prefill_chunk_size=64, warmup=False,
 )
 with InferenceEngine(config) as engine:
     print(len(engine.generate_sync("hello", GenerationParams(max_tokens=4, ignore_eos=True)).tokens))

@@ -87,7 +87,7 @@ def test_however_prompts_are_chunked(make_engine, alone, settings):
 
 
 def test_with_several_steps_in_one_go(make_engine, alone):
-    engine = make_engine(decode_steps=5)
+    engine = make_engine(decode_steps=5, max_batch_size=4)
     before = engine.stats().steps
     for got, want in zip(together(engine), alone, strict=True):
         assert_same(got, want)

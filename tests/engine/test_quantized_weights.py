@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import core
 from flax import nnx
 
 from cvllm_jax import ConfigError, EngineConfig, GenerationParams, InferenceEngine, QuantizationConfig
@@ -40,7 +41,7 @@ def plain_logits(tiny_model_path):
         return prompt_logits(engine, PROMPT)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", core(METHODS, 2))
 def test_an_engine_says_nearly_what_it_would_unquantized(method, tiny_model_path, plain_logits):
     warmup = method == "int8"  # once: that takes the longest
     settings = config(tiny_model_path, warmup=warmup, quantization=quantized(method, GROUPS.get(method)))

@@ -37,6 +37,7 @@ COVERED = {
     "families/deepseek_v2_options", "families/glm4_moe_lite_options",  # deepseek_v3
     "families/glm_moe_dsa_options",  # deepseek_v32
     "families/qwen3_5", "families/qwen3_next_options",  # qwen3_5_moe
+    "families/glm4_moe_options", "families/minimax_m2_options",  # qwen2_moe, and deepseek_v3's choice of experts
     "families/qwen3_moe_options", "families/gpt_oss_mxfp4",  # qwen2_moe, and gpt_oss with test_quantized_experts.py
     "families/qwen3_plain", "families/phi_plain", "families/phi3_short", "families/stablelm_sequential",
     "families/olmo2", "families/gemma", "families/llama", "llama/llama_mha_untied", "llama/llama_head_dim",

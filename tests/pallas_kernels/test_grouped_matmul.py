@@ -236,6 +236,7 @@ def test_only_hopper_gpus_take_the_kernel(monkeypatch, device, implementation, r
     assert "mosaic_gpu" not in lower(abstract(), "cpu")
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_like_with_like():
     """Every tiny case in the interpreter, and the peer, against what the case calls right."""
     count = 0

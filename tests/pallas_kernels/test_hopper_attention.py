@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import core
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.paged_attention import HopperConfig, choose_implementation, paged_attention, reference
@@ -104,12 +105,15 @@ def check_decode(lengths=None, *, page_size, **shape):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        {"head_dim": 128, "page_size": 16, "group": 4, "kv_heads": 2, "window": 20, "soft_cap": 5.0, "sinks": True},
-        {"head_dim": 256, "page_size": 64, "group": 9, "window": 100},
-        {"head_dim": 128, "page_size": 16, "group": 16, "soft_cap": 5.0, "sinks": True, "stored": FP8},
-        {"head_dim": 128, "page_size": 32, "group": 4, "window": 40, "stored": INT8},
-    ],
+    core(
+        [
+            {"head_dim": 128, "page_size": 16, "group": 4, "kv_heads": 2, "window": 20, "soft_cap": 5.0, "sinks": True},
+            {"head_dim": 128, "page_size": 32, "group": 4, "window": 40, "stored": INT8},
+            {"head_dim": 256, "page_size": 64, "group": 9, "window": 100},
+            {"head_dim": 128, "page_size": 16, "group": 16, "soft_cap": 5.0, "sinks": True, "stored": FP8},
+        ],
+        2,
+    ),
     ids=str,
 )
 def test_decoding_equals_the_reference(case):
@@ -118,12 +122,15 @@ def test_decoding_equals_the_reference(case):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        {"head_dim": 64, "page_size": 16, "group": 1, "config": HopperConfig(block_kv=64, stages=2)},
-        {"head_dim": 128, "page_size": 64, "group": 2, "window": 40, "soft_cap": 5.0, "sinks": True},
-        {"head_dim": 128, "page_size": 32, "group": 3, "window": 90, "stored": FP8, "config": ONE_STAGE},
-        {"head_dim": 64, "page_size": 16, "group": 1, "stored": INT8, "config": ONE_STAGE},
-    ],
+    core(
+        [
+            {"head_dim": 128, "page_size": 64, "group": 2, "window": 40, "soft_cap": 5.0, "sinks": True},
+            {"head_dim": 64, "page_size": 16, "group": 1, "stored": INT8, "config": ONE_STAGE},
+            {"head_dim": 64, "page_size": 16, "group": 1, "config": HopperConfig(block_kv=64, stages=2)},
+            {"head_dim": 128, "page_size": 32, "group": 3, "window": 90, "stored": FP8, "config": ONE_STAGE},
+        ],
+        2,
+    ),
     ids=str,
 )
 def test_prefill_equals_the_reference(case):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import core
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.kv_write import KvPages, bench, choose_implementation, hopper, rotate_and_write
@@ -56,7 +57,9 @@ def numpy_heads(qkv, rope):
     return np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1), x
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary"), [(3, 1, 8, 8), (8, 2, 64, 32), (4, 4, 80, 32)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rotary"), core([(8, 2, 64, 32), (3, 1, 8, 8), (4, 4, 80, 32)], 1)
+)
 @pytest.mark.parametrize(("dtype", "stored"), [(jnp.float32, jnp.float32), (BF16, BF16), (BF16, INT8), (BF16, FP8)])
 def test_heads_are_rotated_and_go_to_their_places(heads, kv_heads, head_dim, rotary, dtype, stored):
     arguments = inputs(
@@ -120,16 +123,19 @@ def check(**shape):
         np.testing.assert_array_equal(np.asarray(got.astype(jnp.float32)), np.asarray(want.astype(jnp.float32)))
 
 
-@pytest.mark.parametrize("stored", [BF16, INT8, FP8])
+@pytest.mark.parametrize("stored", core([INT8, BF16, FP8], 2))
 @pytest.mark.parametrize(
     "shape",
-    [
-        {"head_dim": 64, "heads": 9, "kv_heads": 3},
-        {"head_dim": 64, "heads": 1, "kv_heads": 1, "rotary": 32, "page_size": 64, "pages": 1},
-        {"head_dim": 128, "heads": 8, "kv_heads": 8, "page_size": 32},
-        {"head_dim": 128, "heads": 14, "kv_heads": 2, "rotary": 96, "tokens": 1},
-        {"head_dim": 256, "heads": 4, "kv_heads": 1, "tokens": 6},
-    ],
+    core(
+        [
+            {"head_dim": 64, "heads": 9, "kv_heads": 3},
+            {"head_dim": 128, "heads": 14, "kv_heads": 2, "rotary": 96, "tokens": 1},
+            {"head_dim": 64, "heads": 1, "kv_heads": 1, "rotary": 32, "page_size": 64, "pages": 1},
+            {"head_dim": 128, "heads": 8, "kv_heads": 8, "page_size": 32},
+            {"head_dim": 256, "heads": 4, "kv_heads": 1, "tokens": 6},
+        ],
+        2,
+    ),
     ids=str,
 )
 def test_the_kernel_equals_the_reference(shape, stored):
@@ -180,7 +186,7 @@ def lower(arguments, platform="cuda", implementation="hopper"):
     return jax.jit(write, donate_argnums=2).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("stored", [BF16, INT8, FP8])
+@pytest.mark.parametrize("stored", core([INT8, BF16, FP8], 1))
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_every_variant_lowers_for_cuda_and_keeps_the_donation(head_dim, stored):
     for rotary, heads, kv_heads in [(head_dim, 32, 8), (32, 9, 3), (head_dim - 32, 1, 1)]:
@@ -260,6 +266,7 @@ def test_only_hopper_gpus_take_the_kernel(monkeypatch, device, implementation, r
     assert "mosaic_gpu" not in lower(arguments, "cpu", implementation="auto")
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_like_with_like():
     """Every tiny case, in the interpreter, through what the harness may use of a case."""
     names = set()

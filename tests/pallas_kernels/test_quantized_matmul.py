@@ -437,6 +437,7 @@ def test_a_program_for_the_cpu_takes_xla_beside_a_hopper_gpu(monkeypatch):
     assert "mosaic_gpu" not in text
 
 
+@pytest.mark.slow
 def test_the_benchmark_cases_are_right():
     """Each tiny case in the interpreter, and each real one lowers for CUDA; names say what is what."""
     for case in bench.cases(tiny=True):
