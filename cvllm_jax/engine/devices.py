@@ -125,9 +125,9 @@ def step_shapes(config: EngineConfig, platform: str) -> StepShapes:
     if gpu:
         prefill = tuple(PrefillSize(count * query_block, count) for count in _sizes(blocks, 3))
     else:
-        # 256 tokens cost each as little as 512 do, a program takes 80 MB, a block's logits cost what five tokens do.
+        # 192 tokens cost each as little as 512 do, a program takes 80 MB, a block's logits cost what five tokens do.
         # Prompts end amid blocks, and no padding is computed for that; a GPU has not been measured
-        prefill = tuple(PrefillSize(count * query_block, 4) for count in _sizes(min(blocks, 4), 2))
+        prefill = tuple(PrefillSize(count * query_block, 4) for count in _sizes(min(blocks, 3), 2))
     forms = (Form.GREEDY, Form.STRAIGHT) if gpu else (Form.CONDITIONAL,)
     steps = tuple(sorted({1, config.decode_steps}))
     # a GPU waits for the weights, whatever the number of rows, and loses little by padding
