@@ -28,15 +28,15 @@ def compiled():
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", core([(33, 1536), (70, 68), (960, 576), (1, 4)], 2))
+@pytest.mark.parametrize(("outputs", "inputs"), core([(33, 1536), (70, 68), (960, 576), (1, 4)], 2))
 @pytest.mark.parametrize("dtype", [F32, BF16])
-def test_products_are_those_of_the_numbers_that_a_weight_stands_for(shape, dtype):
-    rng = np.random.default_rng(shape[0])
-    weight = quantize(jnp.asarray(rng.standard_normal(shape), F32), "int8")
+def test_products_are_those_of_the_numbers_that_a_weight_stands_for(outputs, inputs, dtype):
+    rng = np.random.default_rng(outputs)
+    weight = quantize(jnp.asarray(rng.standard_normal((outputs, inputs)), F32), "int8")
     exact = np.asarray(dequantize(weight), np.float64)
     multiply = jax.jit(partial(quantized_matmul, implementation="native", out_dtype=F32))
     for rows in (1, 2, 3, 8, 9, 16, 17, 40, 65, 130):  # the forms for few and many, whole and cut blocks
-        x = jnp.asarray(rng.standard_normal((rows, shape[1])) * 10.0 ** rng.integers(-6, 6, (rows, 1)), dtype)
+        x = jnp.asarray(rng.standard_normal((rows, inputs)) * 10.0 ** rng.integers(-6, 6, (rows, 1)), dtype)
         got, want = np.asarray(multiply(x, weight), np.float64), np.asarray(x, np.float64) @ exact.T
         error = np.linalg.norm(got - want, axis=1) / np.linalg.norm(np.asarray(x, np.float64), axis=1)
         assert (error < 1e-4 * np.linalg.norm(exact)).all(), (rows, error.max())

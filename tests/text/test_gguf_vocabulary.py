@@ -260,7 +260,7 @@ def test_vocabularies_that_would_take_minutes(
     start = time.process_time()
     with pytest.raises(ModelLoadError, match=message):
         Tokenizer.from_gguf(path)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5
 
 
 def test_a_panic_of_the_library_is_a_refusal(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
