@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-import time
 from typing import Any
 
 from bench.machine import versions
@@ -16,18 +15,13 @@ def start() -> tuple[Measure, dict[str, Any]]:
     model, options = sys.argv[1:]
     # a prompt that is there again in the next round must be read again
     config = EngineConfig(model_path=model, **json.loads(options), enable_prefix_caching=False)
-    began = time.perf_counter()
     engine = InferenceEngine.new_sync(config)
-    ready = time.perf_counter() - began
     engine.wait_until_warm()
     facts = {
         "versions": versions(["jax", "flax", "numpy"]),
         "dtype": engine.model_info().dtype,
         "quantization": engine.model_info().quantization,
-        "seconds_to_ready": round(ready, 2),
     }
-
-    engine.wait_until_warm()
 
     def measure(job: dict[str, Any]) -> tuple[int, float, list[list[int]]]:
         return asyncio.run(run_case(engine, Case(**job)))

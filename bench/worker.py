@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def work(start: Callable[[], tuple[Measure, dict[str, Any]]]) -> None:
 
 
 class Worker:
-    """The driver's side."""
+    """The driver's side. The engine loads while the driver does other things; ``facts`` and ``run`` wait for it."""
 
     def __init__(
         self, command: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None, log: Any = None
@@ -35,10 +36,19 @@ class Worker:
             command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             env=os.environ | dict(environment or {}),
         )  # fmt: skip
-        self.facts: dict[str, Any] = self._answer()
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the engine says of itself once it is loaded.
+
+        Raises:
+          RuntimeError: it ended instead.
+        """
+        return self._answer()
 
     def run(self, job: dict[str, Any]) -> tuple[float, list[list[int]]]:
         """Tokens a second over one job, and each sequence's new tokens."""
+        assert self.facts is not None  # they come first
         assert self._process.stdin is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
         tokens, seconds, answers = self._answer()

@@ -70,11 +70,17 @@ def start_workers(model: Path, threads: int) -> dict[str, Worker]:
     others = {
         peer.name: ([*peer.command, str(model), str(threads)], peer.environment) for peer in peers.in_process()
     }
-    workers = {}
-    for name, (command, environment) in (ours | others).items():
-        print(f"  loading {name}", flush=True)
-        with _log(name) as log:
-            workers[name] = Worker(command, ROOT, environment=environment, log=log)
+    workers: dict[str, Worker] = {}
+    try:
+        for name, (command, environment) in (ours | others).items():
+            with _log(name) as log:
+                workers[name] = Worker(command, ROOT, environment=environment, log=log)
+        for name, worker in workers.items():  # they load side by side: most of it is compiling, on one core each
+            print(f"  {name} is loaded", flush=bool(worker.facts))
+    except BaseException:
+        for worker in workers.values():
+            worker.close()
+        raise
     return workers
 
 

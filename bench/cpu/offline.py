@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from cvllm_jax.text import ChatTemplate, Tokenizer
 
 __all__ = ["measure_offline"]
 
+#: Tokens of an answer in the round that is not counted.
+WARM_UP = 8
 CASES = ("prefill of 512", "decode 1 at 512", "decode 8 at 64")
 
 Answers = list[list[int]]
@@ -37,10 +39,11 @@ def measure_offline(model: Path, *, threads: int, rounds: int, new_tokens: int) 
         for number in range(rounds + 1):
             turn = list(workers)[:: 1 if number % 2 else -1]
             for case in cases:
+                job = case if number else replace(case, outputs=[min(each, WARM_UP) for each in case.outputs])
                 for name in turn:
-                    rate, said = workers[name].run(asdict(case))
+                    rate, said = workers[name].run(asdict(job))
                     answers[case.name][name] = said
-                    if number:  # the first warms up
+                    if number:
                         samples[case.name][name].append(round(rate, 2))
             print(f"  round {number} of {rounds} done", flush=True)
     finally:

@@ -95,7 +95,7 @@ def test_a_worker_answers_and_its_end_is_told(tmp_path):
     assert worker.facts == {"versions": {}} and worker.run({"n": 10}) == (5.0, [[7]])
     worker.close()
     with pytest.raises(RuntimeError, match="ended without an answer"):
-        Worker([sys.executable, "-c", "pass"], tmp_path)
+        Worker([sys.executable, "-c", "pass"], tmp_path).run({})
 
 
 def test_a_peer_that_cannot_be_built_is_left_out_with_the_reason(tmp_path, monkeypatch, capsys):
