@@ -173,6 +173,7 @@ class EngineConfig:
     """``"int8"`` and ``"fp8"`` (float8_e4m3fn) store keys and values in 8 bits, with a scale a token and head; auto: as
     ``dtype``."""
     dtype: DType = DType.AUTO
+    """Type of weights and activations; auto: bf16 where the device multiplies it, else f32."""
     quantization: QuantizationConfig | None = None
     """None: the few bits of the file where it has such; GGUF files on CPUs as int8, which is faster, unless ``dtype``
     is f32."""
@@ -206,6 +207,7 @@ class EngineConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     progress: Progress | None = dataclasses.field(default=None, compare=False, repr=False)
+    """Called as ``progress(stage, done, total)`` while the engine loads and compiles; ``total`` may be 0 (unknown)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_path, str | Path) or not str(self.model_path):

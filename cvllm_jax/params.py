@@ -43,16 +43,23 @@ class GenerationParams:
     temperature: float = 1.0
     """0 chooses the most likely token (greedy)."""
     top_p: float = 1.0
+    """Choose among the most likely tokens that together have this probability; 1 leaves all."""
     top_k: int | None = None
+    """Choose among this many of the most likely tokens; None leaves all."""
     min_p: float = 0.0
     """Drop tokens less likely than this fraction of the most likely one."""
     repetition_penalty: float = 1.0
     """Divides (or multiplies, below zero) the logits of tokens in the prompt or the answer (CTRL, arXiv 1909.05858)."""
     frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that the answer has it, -2 to 2."""
     presence_penalty: float = 0.0
+    """Taken from the logit of a token that the answer has, -2 to 2."""
     stop_sequences: Sequence[str] = ()
+    """End the answer before any of these texts."""
     stop_token_ids: Sequence[int] = ()
+    """End the answer at any of these tokens, which its text leaves out."""
     ignore_eos: bool = False
+    """Go on after the model's end tokens, up to ``max_tokens``: for measuring."""
     min_tokens: int = 0
     """Neither an end token nor a stop token is chosen before this many tokens, unless a grammar leaves nothing else."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -181,6 +188,7 @@ class RequestHandle:
     """Names one request of one engine."""
 
     id: int
+    """A number that the engine gives to no other request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +196,9 @@ class InferenceRequest:
     """A prompt (token ids) with its parameters, for :meth:`InferenceEngine.add_request`."""
 
     prompt: Sequence[int]
+    """Token ids, at least one."""
     params: GenerationParams = field(default_factory=GenerationParams)
+    """How the answer is chosen and where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,9 @@ class TopLogprob:
     """One likely token at a position and its log probability."""
 
     token: int
+    """The token's id."""
     logprob: float
+    """Natural log probability in the raw distribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,12 +216,15 @@ class GenerationStats:
     """What one request took, in tokens and milliseconds."""
 
     prompt_tokens: int = 0
+    """Tokens of the prompt, cached ones included."""
     generated_tokens: int = 0
+    """Tokens of the answer."""
     total_time_ms: int = 0
     """From the request's arrival to its last token."""
     tokens_per_second: float = 0.0
     """Generated tokens over the total time."""
     time_to_first_token_ms: int | None = None
+    """From the request's arrival to its first token; None if there was none."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were already in the prefix cache."""
 
@@ -223,11 +238,15 @@ class GenerationOutput:
     text: str
     """The answer, ending before a stop string."""
     finish_reason: FinishReason
+    """Why the answer ended."""
     logprobs: list[float] | None = None
     """Natural log probability of each token in the raw distribution, if asked for."""
     top_logprobs: list[list[TopLogprob]] | None = None
+    """The most likely alternatives at each position, if asked for."""
     stats: GenerationStats = field(default_factory=GenerationStats)
+    """What the request took."""
     handle: RequestHandle | None = None
+    """The request's name in its engine."""
 
     @property
     def cached_tokens(self) -> int:
@@ -244,9 +263,13 @@ class TokenUpdate:
     """
 
     token: int | None
+    """The token's id."""
     text: str
+    """What can be printed now."""
     logprob: float | None = None
+    """Natural log probability in the raw distribution, if asked for."""
     top_logprobs: list[TopLogprob] | None = None
+    """The most likely alternatives, if asked for."""
 
 
 class RequestUpdate:
@@ -291,25 +314,36 @@ class ModelInfo:
     """What was loaded."""
 
     name: str
+    """The file's or folder's name, or the hub id."""
     architecture: str
+    """The family, as the checkpoint names it."""
     parameters: int
     """Number of weights."""
     vocab_size: int
+    """Rows of logits."""
     context_length: int
     """What the model was made for, in tokens."""
     max_sequence_length: int
     """What this engine accepts, prompt and answer together."""
     num_layers: int
+    """Decoder layers."""
     hidden_size: int
+    """Width of the residual stream."""
     num_attention_heads: int
+    """Query heads of a layer."""
     num_key_value_heads: int
+    """Heads of a layer's keys and values."""
     head_dim: int
+    """Width of a head."""
     dtype: str
+    """Type of activations and of weights that are not quantised."""
     quantization: str | None
     """How weights are kept in memory (``"int8"``, ``"int4"``, ``"fp8"``) where they are quantised there, else the
     quantised type that the checkpoint stores, such as ``"Q4_1"``; activations have ``dtype``."""
     device: str
+    """Where it runs, such as ``cpu`` or ``cuda:0``."""
     eos_token_ids: tuple[int, ...]
+    """Tokens that end an answer."""
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Sampling settings that the model's own files recommend (generation_config.json)."""
     kind: Literal["causal", "encoder"] = "causal"
@@ -323,8 +357,11 @@ class CacheGroupStats:
     window: int | None
     """How many positions; None for all."""
     pages_total: int
+    """Pages of this group."""
     pages_free: int
+    """Those that can be had at once."""
     pages_cached: int
+    """Those that hold what prompts may share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,22 +369,31 @@ class EngineStats:
     """A snapshot of an engine's state and counters. Pages are summed over the cache groups."""
 
     running: int
+    """Requests that have pages."""
     waiting: int
+    """Requests in the queue."""
     pages_total: int
+    """Pages of the cache."""
     pages_free: int
     """Pages that can be had at once: unused ones and cached ones that nobody holds."""
     pages_cached: int
+    """Pages that hold what later prompts may share."""
     requests_completed: int
+    """Requests that have ended, however."""
     prompt_tokens: int
+    """Tokens of the prompts of ended requests."""
     generated_tokens: int
+    """Tokens of the answers of ended requests."""
     cached_tokens: int
     """Prompt tokens served from the prefix cache since the start."""
     preemptions: int
+    """How often a request was set aside for want of pages, to be computed again."""
     drafted_tokens: int
     """Tokens that were guessed, with ``num_speculative_tokens``."""
     accepted_tokens: int
     """Those of them that were right."""
     steps: int
+    """Steps that the device has run."""
     compilations: int
     """Programs compiled or loaded since the start; constant after warm-up."""
     cache_groups: tuple[CacheGroupStats, ...] = ()

@@ -1,4 +1,4 @@
-"""docs/import_diagram.py draws what tests/test_structure.py checks."""
+"""The site's hooks. docs/import_diagram.py draws what tests/test_structure.py checks."""
 
 import importlib.util
 import sys
@@ -11,8 +11,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 from test_structure import edges
 
 
-def load_hook():
-    spec = importlib.util.spec_from_file_location("import_diagram", ROOT / "docs" / "import_diagram.py")
+def load_hook(name="import_diagram"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -34,3 +34,9 @@ def test_arrows_that_follow_from_others_are_left_out():
     heights = {box.text: float(box.get("y")) for box in svg.iter("text")}
     assert heights["top"] < heights["middle"] < heights["low"]
     assert len(list(svg.iter("line"))) == 2
+
+
+def test_roles_are_shown_as_names():
+    html = "<p>See :class:<code>~cvllm_jax.engine.plan.Plan</code>, :meth:<code>tokenize</code>, <code>:x</code>.</p>"
+    shown = "<p>See <code>Plan</code>, <code>tokenize</code>, <code>:x</code>.</p>"
+    assert load_hook("roles").on_page_content(html) == shown
