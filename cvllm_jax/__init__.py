@@ -17,9 +17,10 @@ _HOMES = {
         "McpConnectionError", "McpToolExecutionError", "ModelLoadError", "OtherError", "TokenizationError",
     ),
     "cvllm_jax.params": (
-        "EngineStats", "FinishReason", "GenerationOutput", "GenerationParams", "GenerationStats",
-        "InferenceRequest", "ModelInfo", "RequestHandle", "RequestUpdate", "TokenUpdate", "TopLogprob",
+        "FinishReason", "GenerationOutput", "GenerationParams", "GenerationStats", "InferenceRequest", "RequestHandle",
+        "RequestUpdate", "TokenUpdate", "TopLogprob",
     ),
+    "cvllm_jax.info": ("EngineStats", "ModelInfo"),
     "cvllm_jax.engine.engine": ("InferenceEngine", "InferenceEngineBuilder"),
     "cvllm_jax.engine.stream": ("GenerationStream",),
 }  # fmt: skip
@@ -42,14 +43,13 @@ if TYPE_CHECKING:
         OtherError,
         TokenizationError,
     )
+    from cvllm_jax.info import EngineStats, ModelInfo
     from cvllm_jax.params import (
-        EngineStats,
         FinishReason,
         GenerationOutput,
         GenerationParams,
         GenerationStats,
         InferenceRequest,
-        ModelInfo,
         RequestHandle,
         RequestUpdate,
         TokenUpdate,

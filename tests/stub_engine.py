@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
 from cvllm_jax.errors import GenerationError, QueueFullError, TokenizationError
+from cvllm_jax.info import EngineStats, ModelInfo
 from cvllm_jax.params import (
-    EngineStats,
     FinishReason,
     GenerationOutput,
     GenerationStats,
-    ModelInfo,
     RequestHandle,
     RequestUpdate,
     TopLogprob,

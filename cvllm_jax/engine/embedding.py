@@ -25,7 +25,7 @@ from cvllm_jax.engine.lifetime import EngineLifetime
 from cvllm_jax.engine.loading import describe, find_family, open_model, place_weights, prepare_device
 from cvllm_jax.engine.weight_layouts import weight_layouts
 from cvllm_jax.errors import ConfigError, GenerationError, shown
-from cvllm_jax.params import EngineStats, ModelInfo
+from cvllm_jax.info import EngineStats, ModelInfo
 from cvllm_jax.text import Tokenizer
 from cvllm_jax.text.byte_tokenizer import byte_tokenizer
 

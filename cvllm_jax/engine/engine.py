@@ -26,16 +26,8 @@ from cvllm_jax.engine.sequence import Sequence
 from cvllm_jax.engine.steps import MAX_BIAS, MAX_END_TOKENS
 from cvllm_jax.engine.stream import GenerationStream, Mailbox, SyncGenerationStream
 from cvllm_jax.errors import GenerationError, shown
-from cvllm_jax.params import (
-    CacheGroupStats,
-    EngineStats,
-    GenerationOutput,
-    GenerationParams,
-    InferenceRequest,
-    ModelInfo,
-    RequestHandle,
-    RequestUpdate,
-)
+from cvllm_jax.info import CacheGroupStats, EngineStats, ModelInfo
+from cvllm_jax.params import GenerationOutput, GenerationParams, InferenceRequest, RequestHandle, RequestUpdate
 from cvllm_jax.text import ChatTemplate, Detokenizer, Tokenizer
 
 if TYPE_CHECKING:

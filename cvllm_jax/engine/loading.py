@@ -38,9 +38,9 @@ from cvllm_jax.engine.steps import RunnerSettings, Steps
 from cvllm_jax.engine.warm_up import WarmUp
 from cvllm_jax.engine.weight_layouts import method_of, rules_of, trials, weight_layouts
 from cvllm_jax.errors import ConfigError, DeviceError, WrongEngineError
+from cvllm_jax.info import ModelInfo
 from cvllm_jax.models.quantizing import Layouts
 from cvllm_jax.models.registry import Family, ModelConfig, family_for
-from cvllm_jax.params import ModelInfo
 from cvllm_jax.testing import SCHEME, SCRIPTED, ScriptedCheckpoint, open_scripted
 from cvllm_jax.text import ChatTemplate, Tokenizer
 from cvllm_jax.text.byte_tokenizer import BYTE_CHAT_TEMPLATE, byte_tokenizer

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cvllm_jax import __version__
 from cvllm_jax.errors import CancelledError, OtherError
 from cvllm_jax.grammar import GrammarError
+from cvllm_jax.info import ModelInfo
 from cvllm_jax.openai.answers import AnswerReader
 from cvllm_jax.openai.constraints import Constraint
 from cvllm_jax.openai.errors import GenerationFailedError
@@ -44,7 +45,7 @@ from cvllm_jax.openai.types import (
     TopTokenLogprob,
     Usage,
 )
-from cvllm_jax.params import FinishReason, GenerationOutput, ModelInfo, TokenUpdate, TopLogprob
+from cvllm_jax.params import FinishReason, GenerationOutput, TokenUpdate, TopLogprob
 from cvllm_jax.text import Detokenizer
 
 if TYPE_CHECKING:
