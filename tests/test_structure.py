@@ -16,7 +16,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 #: Lowest first. A unit may import its own layer's units (without circles) and the layers before it.
 LAYERS = (
-    {"errors", "params", "config", "closing"},
+    {"errors", "params", "info", "config", "closing"},
     {"pallas_kernels"},
     {"models", "testing", "checkpoints", "text", "grammar"},
     {"engine"},
